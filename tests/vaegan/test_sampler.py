@@ -1,0 +1,186 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cluster.errors import UserError
+from cluster.storage import read_json, write_json
+from vaegan.checkpoint import read_model
+from vaegan.export import ExportConfig, export_checkpoint
+from vaegan.loop import train_loop
+from vaegan.registry import Registry, publish
+from vaegan.sample import SampleConfig, synthesize
+from vaegan.sampler import Sampler
+from vaegan.shards import read_split
+
+
+@pytest.fixture
+def model(config):
+    return train_loop(config)
+
+
+@pytest.fixture
+def sampler(model):
+    return Sampler.from_model(model)
+
+
+@pytest.mark.parametrize("latent", ["prior", "mixture"])
+def test_the_same_address_gives_the_same_bytes_alone_in_a_batch_and_after_a_restart(sampler, model, latent):
+    labels = np.eye(2, dtype=np.uint8)[np.arange(150) % 2]
+    index = np.arange(150) * 7
+    together = sampler(labels, 5, index, latent=latent)
+    alone = np.concatenate([sampler(labels[i : i + 1], 5, index[i : i + 1], latent=latent) for i in range(0, 150, 13)])
+    again = Sampler.from_model(model)(labels[::-1], 5, index[::-1], latent=latent)[::-1]
+    assert np.array_equal(alone, together[::13])
+    assert np.array_equal(again, together)
+
+
+def test_seed_index_label_and_truncation_each_change_the_image(sampler):
+    left, right = sampler.labels_of(["left"]), sampler.labels_of(["right"])
+    base = sampler(left, 1, np.array([1]))
+    others = [
+        sampler(left, 2, np.array([1])),
+        sampler(left, 1, np.array([2])),
+        sampler(right, 1, np.array([1])),
+        sampler(left, 1, np.array([1]), truncation=0.5),
+        sampler(left, 1, np.array([1]), latent="mixture"),
+    ]
+    assert all(not np.array_equal(base, other) for other in others)
+
+
+def test_an_address_names_whatever_changes_the_image(sampler):
+    labels = sampler.labels_of(["right"])[0]
+    assert sampler.address(labels, 4, 9) == "model/1/right/4/9"
+    assert sampler.address(labels, 4, 9, "mixture", 0.7) == "model/1/right/4/9?latent=mixture&truncation=0.7"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["up"], "no class 'up' in model model/1: it knows left, right"), (["left", "right"], "expected exactly one of")],
+)
+def test_classes_that_make_no_sense_are_refused(sampler, names, message):
+    with pytest.raises(UserError, match=message):
+        sampler.labels_of(names)
+
+
+@pytest.mark.parametrize("settings", [{"latent": "posterior"}, {"truncation": float("nan")}, {"truncation": -1.0}])
+def test_settings_out_of_range_are_refused(sampler, settings):
+    with pytest.raises(UserError):
+        sampler(sampler.labels_of(["left"]), 0, np.array([0]), **settings)
+
+
+def test_a_gan_has_no_mixture_and_says_so(config):
+    sampler = Sampler.from_model(train_loop(replace(config, model=replace(config.model, kind="gan"))))
+    with pytest.raises(UserError, match="it has prior"):
+        sampler(sampler.labels_of(["left"]), 0, np.array([0]), latent="mixture")
+    with pytest.raises(UserError, match="has no encoder"):
+        sampler.reconstruct(np.zeros((1, 32, 32, 1), np.uint8), sampler.labels_of(["left"]))
+
+
+def test_an_unconditional_model_samples_without_classes(config, tmp_path):
+    model = train_loop(replace(config, model=replace(config.model, conditional=False)))
+    manifest = synthesize(SampleConfig(model=model, out=tmp_path / "synthetic", count=5))
+    images = read_split(tmp_path / "synthetic", "train")
+    assert manifest.classes == ()
+    assert images.labels.shape == (5, 0)
+    assert images.image_id[3] == "model/1/none/0/3"
+
+
+def test_a_synthetic_dataset_holds_exactly_the_images_of_its_addresses(sampler, model, tmp_path):
+    config = SampleConfig(model=model, out=tmp_path / "synthetic", count=70, seed=9, start=5, latent="mixture")
+    manifest = synthesize(config)
+    images = read_split(config.out, "train")
+    assert manifest.splits["train"].per_class == {"left": 70, "right": 70}
+    assert set(images.source) == {"synthetic"}
+    assert set(images.model) == {"model/1"}
+    rows = np.array([0, 69, 70, 139])
+    assert np.array_equal(
+        images.pixels[rows], sampler(images.labels[rows], images.seed[rows], images.index[rows], latent="mixture")
+    )
+    assert images.image_id[70] == "model/1/right/9/5?latent=mixture"
+    assert len(set(images.image_id)) == 140
+
+
+def test_sampling_twice_writes_once_and_another_request_is_refused(model, tmp_path):
+    config = SampleConfig(model=model, out=tmp_path / "synthetic", count=3)
+    synthesize(config)
+    before = (config.out / "manifest.json").stat().st_mtime_ns
+    synthesize(config)
+    assert (config.out / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="holds another dataset"):
+        synthesize(replace(config, seed=1))
+
+
+def test_reconstruction_comes_from_the_posterior_mean(sampler, config):
+    images = read_split(config.data, "test")
+    mu, log_var = sampler.encode(images.pixels, images.labels)
+    assert mu.shape == log_var.shape == (8, 6)
+    assert np.array_equal(sampler.reconstruct(images.pixels, images.labels), sampler.decode(mu, images.labels))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "absent", "pickle"])
+def test_a_damaged_model_is_refused_in_one_sentence(model, damage):
+    tensors = model / "model.safetensors"
+    content = tensors.read_bytes()
+    if damage == "absent":
+        tensors.unlink()
+    else:
+        tensors.write_bytes({"cut": content[:1000], "changed": content[:-1] + b"\x7f", "pickle": b"\x80\x04."}[damage])
+    with pytest.raises(UserError) as error:
+        read_model(model)
+    assert "\n" not in str(error.value)
+
+
+def test_networks_that_do_not_fit_the_description_are_refused(model):
+    about = read_json(model / "model.json")
+    write_json(model / "model.json", about | {"networks": about["networks"] | {"width": 8}})
+    with pytest.raises(UserError, match="doesn't fit"):
+        read_model(model)
+
+
+def test_an_earlier_checkpoint_can_be_exported_and_differs_from_the_end(config, model, tmp_path):
+    export_checkpoint(ExportConfig(checkpoint=config.run_dir / "checkpoint_000000064", out=tmp_path / "early"))
+    export_checkpoint(ExportConfig(checkpoint=config.run_dir / "checkpoint_000000096", out=tmp_path / "late"))
+    early, late, end = (Sampler.from_model(path) for path in (tmp_path / "early", tmp_path / "late", model))
+    labels, index = end.labels_of(["left"], 4), np.arange(4)
+    assert np.array_equal(late(labels, 0, index), end(labels, 0, index))
+    assert not np.array_equal(early(labels, 0, index), end(labels, 0, index))
+    assert early.info.images_seen == 64
+
+
+def test_a_checkpoint_that_is_none_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="no file"):
+        export_checkpoint(ExportConfig(checkpoint=tmp_path, out=tmp_path / "m"))
+
+
+def test_a_registry_finds_the_newest_version_and_checks_its_sums(model, tmp_path):
+    root = tmp_path / "registry"
+    publish(model, root, "chest/1")
+    publish(model, root, "chest/2")
+    registry = Registry(root)
+    assert [entry.version for entry in registry.models()] == ["1", "2"]
+    entry = registry.resolve("chest")
+    assert entry.version == "2"
+    registry.verify(entry)
+    assert Sampler.from_model(entry.path).info.address_prefix == "chest/2"
+    (entry.path / "card.md").write_text("changed")
+    with pytest.raises(UserError, match=r"card\.md differ"):
+        registry.verify(entry)
+
+
+def test_a_published_version_never_changes(model, tmp_path):
+    publish(model, tmp_path / "registry", "chest/1")
+    with pytest.raises(UserError, match="choose another version"):
+        publish(model, tmp_path / "registry", "chest/1")
+
+
+@pytest.mark.parametrize("address", ["chest", "../chest/1", "chest/..", "a b/1", "chest/1/2"])
+def test_addresses_that_could_leave_the_registry_are_refused(model, tmp_path, address):
+    with pytest.raises(UserError, match="expected NAME/VERSION"):
+        publish(model, tmp_path / "registry", address)
+
+
+def test_an_unknown_model_is_told_what_there_is(model, tmp_path):
+    publish(model, tmp_path / "registry", "chest/1")
+    with pytest.raises(UserError, match="no model chest/7 in the registry: it has chest/1"):
+        Registry(tmp_path / "registry").resolve("chest", "7")

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+
+from cluster.errors import UserError
+from vaegan.splits import NO_SPLIT, crossing, decide, make_split, strata
+
+FRACTIONS = (0.7, 0.15, 0.15)
+
+
+def cohort(num_patients, seed=0, num_classes=3):
+    """One-hot labels and patients with one to three images, one diagnosis each."""
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(num_patients), rng.integers(1, 4, num_patients))
+    label = rng.choice(num_classes, p=[0.6, 0.3, 0.1][:num_classes], size=num_patients)[patient]
+    return np.eye(num_classes, dtype=np.uint8)[label], patient
+
+
+@pytest.mark.parametrize("num_patients", [4, 12, 40, 400])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_patient_is_in_two_splits_and_no_split_is_empty(num_patients, seed):
+    labels, patients = cohort(num_patients, seed)
+    split = make_split(labels, patients, FRACTIONS, seed)
+    assert all(len(set(split[patients == p])) == 1 for p in np.unique(patients))
+    assert set(split) == {0, 1, 2}
+
+
+def test_shares_and_classes_are_met():
+    labels, patients = cohort(600)
+    split = make_split(labels, patients, FRACTIONS, seed=0)
+    for i, fraction in enumerate(FRACTIONS):
+        assert np.mean(split == i) == pytest.approx(fraction, abs=0.02)
+        np.testing.assert_allclose(labels[split == i].mean(axis=0), labels.mean(axis=0), atol=0.03)
+
+
+def test_seed_decides_and_nothing_else_does():
+    labels, patients = cohort(50)
+    split = [make_split(labels, patients, FRACTIONS, seed) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(split[0], split[1])
+    assert (split[0] != split[2]).any()
+
+
+def test_a_share_of_zero_gets_nothing():
+    labels, patients = cohort(60)
+    assert set(make_split(labels, patients, (0.8, 0.0, 0.2), seed=0)) == {0, 2}
+
+
+def test_too_few_patients_are_told_so():
+    with pytest.raises(UserError, match="2 patients are too few to make 3 splits"):
+        make_split(np.eye(2, dtype=np.uint8), np.arange(2), FRACTIONS, seed=0)
+
+
+def test_strata_follow_the_rarest_finding():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=np.uint8)
+    assert list(strata(labels)) == [0, 1, 2, 3, 0]
+
+
+def test_crossing_names_the_row_in_the_later_split_and_spares_test():
+    split = np.array([0, 0, 2, 1, 0, 1, 0])
+    group = np.array([0, 1, 0, 0, 2, 2, 1])
+    assert list(crossing(split, group)) == [2, -1, -1, 2, 5, -1, -1]
+
+
+def test_removing_what_crosses_leaves_every_group_in_one_split():
+    rng = np.random.default_rng(0)
+    split, group = rng.integers(0, 3, 300), rng.integers(0, 120, 300)
+    left = crossing(split, group) < 0
+    assert all(len(set(split[left & (group == g)])) == 1 for g in np.unique(group))
+    assert left[split == 2].all()
+
+
+def source_split(labels, patients, num_val):
+    """Last fifth of the patients is test, some before it val."""
+    order = patients / patients.max()
+    split = np.where(order > 0.8, 2, 0)
+    train = np.flatnonzero(split == 0)
+    return np.where(patients >= patients[train[-num_val]], np.where(split == 2, 2, 1), split) if num_val else split
+
+
+def settle(labels, patients, split, val="auto", seed=0):
+    return decide(labels, patients, split, fractions=FRACTIONS, val=val, seed=seed)
+
+
+@pytest.mark.parametrize("num_val", [0, 8])
+def test_a_validation_split_too_small_is_carved_out_of_train_by_patient(num_val):
+    labels, patients = cohort(400)
+    before = source_split(labels, patients, num_val)
+    decision = settle(labels, patients, before)
+    after = decision.split
+    assert (after[before == 2] == 2).all()
+    assert (after[before == 1] == 1).all()
+    assert np.sum(after == 1) > 0.1 * np.sum(before == 0)
+    assert all(len(set(after[patients == p])) == 1 for p in np.unique(patients))
+    assert any("carved out for val" in note for note in decision.notes)
+
+
+def test_a_validation_split_that_is_large_enough_or_wanted_stays():
+    labels, patients = cohort(400)
+    large, small = source_split(labels, patients, 80), source_split(labels, patients, 8)
+    np.testing.assert_array_equal(settle(labels, patients, large).split, large)
+    np.testing.assert_array_equal(settle(labels, patients, small, val="keep").split, small)
+    assert np.sum(settle(labels, patients, large, val="carve").split == 1) > np.sum(large == 1)
+
+
+def test_without_a_source_split_one_is_made_with_the_seed():
+    labels, patients = cohort(100)
+    decision = settle(labels, patients, np.full(len(labels), NO_SPLIT), seed=5)
+    np.testing.assert_array_equal(decision.split, make_split(labels, patients, FRACTIONS, seed=5))
+    assert decision.origin == "made"
+
+
+def test_a_missing_test_split_is_carved_too():
+    labels, patients = cohort(200)
+    after = settle(labels, patients, np.zeros(len(labels), dtype=np.int64)).split
+    assert np.mean(after == 2) == pytest.approx(0.15, abs=0.03)
+
+
+def test_a_source_without_training_images_is_refused():
+    labels, patients = cohort(10)
+    with pytest.raises(UserError, match="no training images"):
+        settle(labels, patients, np.full(len(labels), 2))

@@ -1,0 +1,1 @@
+"""Images, shards, networks, losses, training, sampling and metrics of the VAE-GAN."""

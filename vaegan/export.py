@@ -1,0 +1,179 @@
+"""A run's weights to a model folder: what `Sampler` and the service load. Also a command, for earlier checkpoints."""
+
+import copy
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.cli import run_command
+from cluster.errors import UserError
+from cluster.provenance import provenance
+from cluster.storage import read_json, text_sha256
+from vaegan import latents
+from vaegan.checkpoint import ModelInfo, export_model, read_state
+from vaegan.images import pixel_hash
+from vaegan.latents import Mixture
+from vaegan.losses import LossConfig
+from vaegan.networks import NetworkConfig, Networks
+from vaegan.recipe import Recipe
+from vaegan.sampler import Sampler
+from vaegan.shards import Images, Manifest, read_manifest, read_split
+from vaegan.steps import DecoderAverage, OptimizerConfig, Optimizers
+
+MIXTURE_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Turn a checkpoint of a run into a model folder, to sample from it or to evaluate it."""
+
+    checkpoint: Path
+    """A checkpoint_* folder of a run."""
+    out: Path
+    """Model folder to write."""
+    name: str = "model"
+    """First part of the model's address."""
+    version: str = "1"
+    """Second part of the model's address."""
+
+
+def data_sha256(images: Images) -> str:
+    """SHA-256 of the sorted hashes of training images: the same for the same images in any order."""
+    return text_sha256("\n".join(sorted(map(pixel_hash, images.pixels))))
+
+
+def build(recipe: Recipe, manifest: Manifest) -> Networks:
+    """The networks of a recipe for a dataset.
+
+    Raises:
+        UserError: images that are not square, or of a size the networks don't take.
+    """
+    if manifest.height != manifest.width:
+        raise UserError(f"images of {manifest.height}x{manifest.width}: the networks take squares; prepare with --size")
+    try:
+        return Networks(
+            recipe.model, size=manifest.height, channels=manifest.channels, num_classes=len(manifest.classes)
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def export(
+    folder: Path,
+    networks: Networks,
+    average: DecoderAverage,
+    images: Images,
+    manifest: Manifest,
+    *,
+    recipe: Recipe,
+    seed: int,
+    images_seen: int,
+    name: str,
+    version: str,
+    started_s: float,
+) -> None:
+    """Write a model folder: the averaged decoder, a Gaussian mixture per class over encoded training images, a card."""
+    networks = copy.copy(networks)
+    networks._modules = dict(networks._modules) | {"decoder": average.decoder}
+    networks.eval()
+    classes = manifest.classes if networks.num_classes else ()
+    labels = images.labels[:, : len(classes)]
+    digest = data_sha256(images)
+    info = ModelInfo(
+        name=name,
+        version=version,
+        networks=recipe.model,
+        size=manifest.height,
+        channels=manifest.channels,
+        task=manifest.task,
+        classes=classes,
+        class_counts=tuple(map(int, labels.sum(axis=0))),
+        latents=("prior", "mixture") if networks.encoder is not None else ("prior",),
+        images_seen=images_seen,
+        num_training_images=len(images),
+        data_sha256=digest,
+        provenance=provenance(seed=seed, started_s=started_s, inputs={"training images": digest}),
+    )
+    export_model(folder, networks, fit_mixtures(networks, images.pixels, labels, info), info, card(info))
+
+
+def fit_mixtures(networks: Networks, pixels: np.ndarray, labels: np.ndarray, info: ModelInfo) -> dict[int, Mixture]:
+    """A mixture over posterior samples of all training images (-1) and of each class that has at least two."""
+    if networks.encoder is None:
+        return {}
+    device = next(networks.parameters()).device
+    mu, log_var = Sampler(networks, {}, info, device).encode(pixels, labels)
+    noise = latents.prior(MIXTURE_SEED, np.arange(len(mu)), mu.shape[1])
+    z = mu + np.exp(0.5 * log_var) * noise
+    groups = {-1: np.arange(len(z))} | {k: np.flatnonzero(labels[:, k]) for k in range(labels.shape[1])}
+    return {k: Mixture.fit(z[rows], MIXTURE_SEED) for k, rows in groups.items() if len(rows) > 1}
+
+
+def card(info: ModelInfo) -> str:
+    """The model card, Markdown: what it is, what it saw, what must not be concluded."""
+    counts = ", ".join(f"{name} {count}" for name, count in zip(info.classes, info.class_counts, strict=True))
+    return f"""# Model card: {info.name}, version {info.version}
+
+| | |
+|---|---|
+| kind | {info.kind}, {info.networks.latent_dim} latent dimensions, width {info.networks.width} |
+| images | {info.size}x{info.size}, {"grey" if info.channels == 1 else "colour"} |
+| classes | {counts or "none: unconditional"} |
+| trained on | {info.num_training_images} images (sha256 of their sorted hashes: `{info.data_sha256}`), {info.images_seen} seen in all |
+| latent sources | {", ".join(info.latents)} |
+| git revision | {info.provenance.get("git_revision")} |
+
+## Intended use
+
+Synthetic images to be added to the training data of a classifier, after an ablation has shown whether that helps on the data
+at hand (`python -m downstream.ablate`).
+
+## Not to be used for
+
+- Diagnosis, teaching of diagnosis, or as evidence of how a disease looks: an image shows what the networks learned of few films.
+- Test or validation data.
+
+## Privacy
+
+**Not audited.** No test was made of whether this model repeats, wholly or in part, the films of the patients it was trained on. Until
+one was made, treat the model and its images as you treat the training data. The mixture latent source has components
+fitted to as few as two images where a class has no more.
+"""
+
+
+def export_checkpoint(config: ExportConfig) -> int:
+    """The command: rebuild a run's networks, restore a checkpoint, write a model."""
+    started_s = time.time()
+    run = read_json(config.checkpoint.parent / "config.json")
+    settings = run["config"]
+    nested = {"model": NetworkConfig, "loss": LossConfig, "optimizer": OptimizerConfig}
+    plain = {name: settings[name] for name in Recipe.__dataclass_fields__ if name not in nested}
+    recipe = Recipe(**plain, **{name: kind(**settings[name]) for name, kind in nested.items()})
+    manifest = read_manifest(Path(settings["data"]))
+    images = read_split(Path(settings["data"]), "train")
+    if data_sha256(images) != run["data_sha256"]:
+        raise UserError(f"{settings['data']} isn't what the run {config.checkpoint.parent} was trained on: its images changed")
+    torch.manual_seed(settings["seed"])
+    networks = build(recipe, manifest)
+    average = DecoderAverage(networks.decoder, recipe.average_half_life_images)
+    seen = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer))
+    export(
+        config.out, networks, average, images, manifest,
+        recipe=recipe, seed=settings["seed"], images_seen=seen, name=config.name, version=config.version, started_s=started_s,
+    )  # fmt: skip
+    print(config.out)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: `python -m vaegan.export --checkpoint RUN/checkpoint_N --out MODEL`."""
+    return run_command(ExportConfig, export_checkpoint, prog="python -m vaegan.export", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Pixels: uint8 arrays to tensors in [-1, 1] and back, image files, grids, and hashes that find copies."""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Mapping
+
+import imagehash
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from cluster.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused: a few kilobytes of PNG can unpack to gigabytes."""
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """Float (N, C, H, W) in [-1, 1] to uint8 (N, H, W, C), rounded to the nearest grey level; values outside clip."""
+    grey = x.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Any image file that Pillow reads to uint8 (H, W, C), C = 1 for grey and 3 for everything else.
+
+    16-bit and float images are scaled by their own range: the darkest pixel becomes 0, the brightest 255.
+
+    Raises:
+        UserError: the bytes are empty, cut short, no image, too large, not finite or of one constant value; the
+            message is the bare reason, for the caller to put beside the file's name.
+    """
+    if not data:
+        raise UserError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise UserError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+                image.load()  # Image.open reads only the header; a truncated file fails here
+                array = _grey_or_rgb(image)
+    except UnidentifiedImageError:
+        raise UserError("not an image in a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"more than {MAX_PIXELS} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"damaged or cut short ({' '.join(str(error).split())})") from None
+    return check_pixels(array)
+
+
+def check_pixels(array: np.ndarray) -> np.ndarray:
+    """Any numeric (H, W) or (H, W, C) to uint8 (H, W, C); see `decode` for the scaling and what is refused."""
+    if not np.isfinite(array).all():
+        raise UserError("pixels that are not finite numbers (NaN or infinity)")
+    low, high = array.min(), array.max()
+    if low == high:
+        raise UserError(f"every pixel has the same value ({low:g})")
+    if array.dtype != np.uint8:
+        array = np.round((array.astype(np.float64) - low) * (255 / (float(high) - float(low)))).astype(np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _grey_or_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+        return np.asarray(image, dtype=np.float64)
+    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
+    """One uint8 (H, W, C) image to (size, size, channels): centre crop to a square, then antialiased resampling.
+
+    Lanczos with a support that grows with the reduction, so that thin ribs don't alias; grey from colour by the
+    ITU-R 601 luma, colour from grey by repeating the channel.
+    """
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = image.convert("L" if channels == 1 else "RGB")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    array = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    return array[:, :, None] if channels == 1 else array
+
+
+def encode_png(pixels: np.ndarray, text: Mapping[str, str] | None = None, level: int = 1) -> bytes:
+    """One uint8 (H, W, C) image as PNG bytes.
+
+    Args:
+        text: keyword to value, written as iTXt chunks in the order given.
+        level: zlib level; 1 costs a quarter of 6's time and a few per cent more bytes.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for keyword, value in (text or {}).items():
+        chunks.add_itxt(keyword, value)
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.save(buffer, format="PNG", compress_level=level, pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def grid(pixels: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+    """Images (N, H, W, C) row by row on one white sheet (H', W', C), `pad` pixels between them."""
+    count, height, width, channels = pixels.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = pad + i // columns * (height + pad), pad + i % columns * (width + pad)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256 of an image's shape and bytes: equal for exact copies only."""
+    header = "x".join(map(str, pixels.shape)).encode()
+    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """64-bit DCT hash of an image (H, W, C): a small Hamming distance between two suggests, not proves, a near copy."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return int(str(imagehash.phash(image)), 16)

@@ -1,0 +1,107 @@
+"""What decides a generator: the recipe that `configs/*.yaml` hold, and a run of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cluster.config import ClusterConfig
+from vaegan.losses import LossConfig
+from vaegan.networks import NetworkConfig
+from vaegan.steps import OptimizerConfig
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a generator is trained, whatever the data."""
+
+    model: NetworkConfig = field(default_factory=NetworkConfig)
+    """The networks."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """The objective."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """How weights move."""
+    batch_size: int = 32
+    """Images per update summed over all workers, so that it means the same on any number of them."""
+    total_images: int = 128_000
+    """Images seen, not updates or epochs."""
+    augment: float = 0.0
+    """Strength of DiffAugment on what the discriminator sees; 1 is the reference's, 0 none."""
+    average_half_life_images: int = 0
+    """Half-life of the moving average of the decoder that samples are drawn from; 0 keeps none."""
+    precision: Precision = "auto"
+    """`auto` is bfloat16 where the processor or GPU computes in it, else float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "total_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if self.total_images % self.batch_size:
+            below = max(self.total_images // self.batch_size, 1) * self.batch_size
+            raise ValueError(
+                f"total_images ({self.total_images}) must be a multiple of batch_size ({self.batch_size}); the nearest is {below}"
+            )
+        if self.augment < 0 or self.average_half_life_images < 0:
+            raise ValueError("augment and average_half_life_images: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Recipe):
+    """Train a generator (a VAE-GAN, or its VAE or GAN half) on the train split of a dataset.
+
+    Writes a run: config.json, stats.jsonl, TensorBoard events, grids/, checkpoint_*/ and, when done, model/. The same
+    command again resumes a run that was stopped and leaves one that is done.
+    """
+
+    data: Path
+    """Dataset folder, as vaegan.prepare writes it."""
+    run_dir: Path
+    """Folder of the run. On several nodes it must be on storage that all of them share."""
+    seed: int = 0
+    """Of the initial weights, the order of the images and the noise."""
+    num_workers: int = 1
+    """Ray Train workers; 0 trains in this process, without Ray."""
+    gpu: bool = False
+    """Give each worker a GPU."""
+    checkpoint_images: int = 0
+    """Images between checkpoints and sample grids; 0 makes ten in a run."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept; 0 keeps all."""
+    name: str = "model"
+    """First part of the model's address."""
+    version: str = "1"
+    """Second part of the model's address."""
+    publish_to: Path | None = None
+    """Registry folder into which the finished model goes, as NAME/VERSION."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Which Ray cluster."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_workers < 0 or self.checkpoint_images < 0 or self.keep_checkpoints < 0 or self.seed < 0:
+            raise ValueError("num_workers, checkpoint_images, keep_checkpoints and seed: expected 0 or more")
+        if self.batch_size % max(self.num_workers, 1):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of num_workers ({self.num_workers}): each gets an equal part"
+            )
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Images between checkpoints, a multiple of the batch size."""
+        wanted = self.checkpoint_images or self.total_images // 10
+        return max(wanted // self.batch_size, 1) * self.batch_size
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The forward pass's dtype: `auto` is bfloat16 on hardware that has instructions for it, else float32."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        pays = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        found = torch.cpu.get_capabilities()
+        pays = bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+    return torch.bfloat16 if pays else torch.float32

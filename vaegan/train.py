@@ -1,0 +1,137 @@
+"""Command line: train a generator on a dataset, with Ray Train or in this process."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cluster.cli import run_command
+from vaegan.loop import check_run, model_folder, train_loop
+from vaegan.recipe import TrainConfig
+from vaegan.registry import publish
+from vaegan.shards import read_manifest, read_split
+
+# Ray polls its workers this often; at its default of 2 s every report stalls the loop for as long.
+HEALTH_CHECK_INTERVAL_S = "0.2"
+
+
+def train(config: TrainConfig) -> int:
+    """Train, export and, if asked to, publish; prints where the model is."""
+    # Ray changes its workers' directory
+    config = replace(config, data=config.data.absolute(), run_dir=config.run_dir.absolute())
+    images = read_split(config.data, "train")
+    if check_run(config, images):
+        print(f"{config.run_dir} is trained already", file=sys.stderr)
+    elif config.num_workers == 0:
+        with progress_bar(config) as bar:
+            train_loop(config, progress=bar)
+    else:
+        train_with_ray(config)
+    model = model_folder(config.run_dir)
+    if config.publish_to is not None:
+        model = publish(model, config.publish_to, f"{config.name}/{config.version}").path
+    classes = ", ".join(read_manifest(config.data).classes) if config.model.conditional else "unconditional"
+    print(f"trained on {len(images)} images ({classes}); model:\n{model}")
+    return 0
+
+
+def train_with_ray(config: TrainConfig) -> None:
+    """Run `train_worker` on every worker of a Ray Train group; a worker that dies is replaced and resumes.
+
+    Raises:
+        RuntimeError: training failed three times, or for good.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
+    # Ray is imported here, not above: these variables must be set before it is, and `--help` needs none of it
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from cluster.session import connect
+    from vaegan.worker import train_worker
+
+    with connect(config.cluster):
+        threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=config,  # type: ignore[arg-type]
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.gpu,
+                # Ray sets OMP_NUM_THREADS to this: two workers with two threads each on two cores are slower than one
+                resources_per_worker={"CPU": threads if not config.gpu else 1, "GPU": int(config.gpu)},
+            ),
+            run_config=RunConfig(
+                name=config.run_dir.name,
+                storage_path=str(config.run_dir.parent),
+                failure_config=FailureConfig(max_failures=2),
+                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints or None),
+            ),
+        )
+        with progress_bar(config) as bar, watched(config.run_dir / "stats.jsonl", bar):
+            try:
+                trainer.fit()
+            except TrainingFailedError as error:
+                reason = str(error).strip().splitlines()[-1]
+                raise RuntimeError(f"training in {config.run_dir} failed: {reason}") from error
+
+
+class _Bar:
+    """A progress bar in images, fed with lines of stats.jsonl."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.bar = tqdm(total=config.total_images, unit="image", file=sys.stderr, desc=config.run_dir.name, smoothing=0.1)
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        shown = {name: f"{line[name]:.3g}" for name in ("prior", "like", "d_real", "d_sample") if name in line}
+        self.bar.set_postfix(shown, refresh=False)
+        if not self.bar.n:
+            self.bar.initial = line["images"]  # what an earlier attempt did must not count as speed
+        self.bar.update(line["images"] - self.bar.n)
+
+
+@contextmanager
+def progress_bar(config: TrainConfig) -> Iterator[_Bar]:
+    """A progress bar on stderr for as long as the context lasts."""
+    bar = _Bar(config)
+    try:
+        yield bar
+    finally:
+        bar.bar.close()
+
+
+@contextmanager
+def watched(path: Path, show: _Bar, interval_s: float = 0.5) -> Iterator[None]:
+    """Show the newest line of a growing stats.jsonl from a thread: the workers that write it are other processes."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(interval_s):
+            if path.exists():
+                lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+                if lines:
+                    show(json.loads(lines[-1]))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: `python -m vaegan.train --data DATASET --run-dir DIR`."""
+    return run_command(TrainConfig, train, prog="python -m vaegan.train", argv=argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
