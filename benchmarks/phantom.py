@@ -19,7 +19,7 @@ from vaegan.classifier import SmallCNN, fit, fixed_seed, predict, random_batches
 from vaegan.phantom import CLASSES, PhantomConfig, phantom
 
 NUM_TRAIN, NUM_TEST = 200, 800
-STEPS, BATCH_SIZE, LEARNING_RATE = 400, 32, 3e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 300, 32, 3e-3
 LOW, HIGH = 0.85, 0.95
 
 

@@ -82,8 +82,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 class _Parser(jsonargparse.ArgumentParser):
     """Shows flags with hyphens, as people type them, and tells a mistake in one line instead of a page of usage."""
 
-    def format_help(self) -> str:
-        words = super().format_help().split(" ")
+    def format_help(self, *arguments: Any) -> str:
+        words = super().format_help(*arguments).split(" ")
         return " ".join(word.replace("_", "-") if word.lstrip("[(\n").startswith("--") else word for word in words)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -93,7 +93,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def _as_people_type(words: Sequence[str], types: dict[str, Any]) -> list[str]:
-    """Spell flags as the parser wants them: underscores, `--fractions 0.1 0.5` as one list, a bare `--strict` as true."""
+    """Spell flags as the parser wants them: `--fractions 0.1 0.5` as one list, a bare `--strict` as true."""
     spelled: list[str] = []
     rest = list(words)
     while rest:

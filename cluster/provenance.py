@@ -16,15 +16,22 @@ PACKAGES = ("augray", "torch", "torchvision", "ray", "numpy", "scipy", "scikit-l
 
 @cache
 def git_revision() -> str | None:
-    """The commit of the source tree, with "+changes" when files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
+    """The commit of the source tree, with "+changes" when files differ from it; None outside a checkout.
+
+    A Ray job runs in a copy without .git; `cluster.submit` gives it AUGRAY_GIT_REVISION.
+    """
+    if submitted := os.environ.get("AUGRAY_GIT_REVISION"):
+        return submitted
     try:
-        run = lambda *arguments: subprocess.run(  # noqa: E731
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        return run("rev-parse", "HEAD") + ("+changes" if run("status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return _git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 @cache

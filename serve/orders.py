@@ -28,10 +28,7 @@ class Order:
 
     def address(self, index: int) -> str:
         """NAME/VERSION/CLASSES/SEED/INDEX, then what differs from the usual latents as a query."""
-        query = [f"latent={self.latent}"] * (self.latent != "prior")
-        query += [f"truncation={self.truncation!r}"] * (self.truncation != 1)
-        address = self.model.sampler.address(self.labels, self.seed, index)
-        return address + ("?" + "&".join(query) if query else "")
+        return self.model.sampler.address(self.labels, self.seed, index, self.latent, self.truncation)
 
     def addresses(self) -> list[str]:
         return [self.address(self.start + i) for i in range(self.count)]

@@ -15,7 +15,8 @@ def diff_augment(x: Tensor, uniforms: Tensor, strength: float) -> Tensor:
     Args:
         x: images (N, C, H, W) in [-1, 1]; the result may leave that range, as the reference's does.
         uniforms: (N, 6) in [0, 1).
-        strength: 1 is the reference's: brightness ±0.5, contrast x0.5 to x1.5, shifts of 1/8, a cutout of half the side.
+        strength: 1 is the reference's: brightness ±0.5, contrast x0.5 to x1.5, shifts of 1/8, a cutout of half
+            the side.
     """
     u = (uniforms * 2 - 1)[:, :, None, None, None].to(x.dtype)
     x = x + u[:, 0] * 0.5 * strength

@@ -159,12 +159,16 @@ def read_info(folder: Path) -> ModelInfo:
     content = read_json(folder / MODEL_JSON)
     try:
         if content.pop("format") != FORMAT_VERSION:
-            raise UserError(f"{folder / MODEL_JSON} has another format version: expected {FORMAT_VERSION}; export it again")
+            raise UserError(
+                f"{folder / MODEL_JSON} has another format version: expected {FORMAT_VERSION}; export it again"
+            )
         networks = NetworkConfig(**content.pop("networks"))
-        sequences = {name: tuple(content.pop(name)) for name in ("classes", "class_counts", "latents")}
-        return ModelInfo(networks=networks, **sequences, **content)
+        sequences = {name: tuple(content[name]) for name in ("classes", "class_counts", "latents")}
+        return ModelInfo(networks=networks, **(content | sequences))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / MODEL_JSON} isn't a model's description ({error}): export the model again") from None
+        raise UserError(
+            f"{folder / MODEL_JSON} isn't a model's description ({error}): export the model again"
+        ) from None
 
 
 def read_model(folder: Path) -> tuple[Networks, dict[int, Mixture], ModelInfo]:

@@ -124,25 +124,27 @@ def card(info: ModelInfo) -> str:
 | kind | {info.kind}, {info.networks.latent_dim} latent dimensions, width {info.networks.width} |
 | images | {info.size}x{info.size}, {"grey" if info.channels == 1 else "colour"} |
 | classes | {counts or "none: unconditional"} |
-| trained on | {info.num_training_images} images (sha256 of their sorted hashes: `{info.data_sha256}`), {info.images_seen} seen in all |
+| trained on | {info.num_training_images} images, {info.images_seen} seen in all |
+| data | sha256 of the images' sorted hashes: `{info.data_sha256}` |
 | latent sources | {", ".join(info.latents)} |
 | git revision | {info.provenance.get("git_revision")} |
 
 ## Intended use
 
-Synthetic images to be added to the training data of a classifier, after an ablation has shown whether that helps on the data
-at hand (`python -m downstream.ablate`).
+Synthetic images to be added to the training data of a classifier, after an ablation has shown whether that helps on
+the data at hand (`python -m downstream.ablate`).
 
 ## Not to be used for
 
-- Diagnosis, teaching of diagnosis, or as evidence of how a disease looks: an image shows what the networks learned of few films.
+- Diagnosis, teaching of diagnosis, or as evidence of how a disease looks: an image shows what the networks learned of
+  few films.
 - Test or validation data.
 
 ## Privacy
 
-**Not audited.** No test was made of whether this model repeats, wholly or in part, the films of the patients it was trained on. Until
-one was made, treat the model and its images as you treat the training data. The mixture latent source has components
-fitted to as few as two images where a class has no more.
+**Not audited.** No test was made of whether this model repeats, wholly or in part, the films of the patients it was
+trained on. Until one was made, treat the model and its images as you treat the training data. The mixture latent source
+has components fitted to as few as two images where a class has no more.
 """
 
 
@@ -157,14 +159,17 @@ def export_checkpoint(config: ExportConfig) -> int:
     manifest = read_manifest(Path(settings["data"]))
     images = read_split(Path(settings["data"]), "train")
     if data_sha256(images) != run["data_sha256"]:
-        raise UserError(f"{settings['data']} isn't what the run {config.checkpoint.parent} was trained on: its images changed")
+        raise UserError(
+            f"{settings['data']} isn't what the run {config.checkpoint.parent} was trained on: its images changed"
+        )
     torch.manual_seed(settings["seed"])
     networks = build(recipe, manifest)
     average = DecoderAverage(networks.decoder, recipe.average_half_life_images)
     seen = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer))
     export(
         config.out, networks, average, images, manifest,
-        recipe=recipe, seed=settings["seed"], images_seen=seen, name=config.name, version=config.version, started_s=started_s,
+        recipe=recipe, seed=settings["seed"], images_seen=seen, name=config.name, version=config.version,
+        started_s=started_s,
     )  # fmt: skip
     print(config.out)
     return 0

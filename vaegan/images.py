@@ -86,8 +86,8 @@ def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:
     image = image.convert("L" if channels == 1 else "RGB")
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    array = np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box=box))
+    square = image.crop((left, top, left + side, top + side))  # resize's own `box` lets in what lies beside it
+    array = np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
     return array[:, :, None] if channels == 1 else array
 
 

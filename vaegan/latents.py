@@ -15,8 +15,8 @@ _WORDS = 4  # 64-bit words in one counter step of Philox 4x64
 def uniforms(seed: np.ndarray | int, index: np.ndarray, count: int) -> np.ndarray:
     """`count` uniforms in (0, 1) for each (seed, index): (N, count), float64.
 
-    Philox 4x64-10 (Salmon et al. 2011) keyed by the seed, its counter at index x ceil(count / 4): a pure function of the
-    address, whatever else is drawn with it. Runs of consecutive indices cost one call.
+    Philox 4x64-10 (Salmon et al. 2011) keyed by the seed, its counter at index x ceil(count / 4): a pure function of
+    the address, whatever else is drawn with it. Runs of consecutive indices cost one call.
 
     Raises:
         UserError: a seed or index outside 0 to 2^63 - 1.
@@ -56,7 +56,7 @@ class Mixture:
 
     @staticmethod
     def fit(z: np.ndarray, seed: int) -> "Mixture":
-        """Fit to posterior samples (N, D). One component for every 50 of them, at most 10: none may stand for few patients."""
+        """Fit to posterior samples (N, D): a component for every 50, at most 10, so that none stands for few people."""
         components = min(10, max(1, len(z) // 50))
         model = GaussianMixture(components, covariance_type="diag", reg_covar=1e-3, random_state=seed, max_iter=200)
         model.fit(z.astype(np.float64))

@@ -1,4 +1,4 @@
-"""`train_loop`: the epochs, logs, grids and checkpoints of one worker. Plain PyTorch; `vaegan.worker` runs it under Ray Train."""
+"""`train_loop`: the epochs, logs, grids and checkpoints of one worker. Plain PyTorch: `vaegan.worker` brings Ray."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from vaegan.latents import prior
 from vaegan.networks import Networks
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
 from vaegan.shards import Images, Manifest, read_manifest, read_split
-from vaegan.steps import Batch, DecoderAverage, Optimizers, train_step
+from vaegan.steps import Batch, DecoderAverage, Optimizers, average_over_workers, train_step
 
 __all__ = ["Recipe", "SoloRun", "TrainConfig", "check_run", "model_folder", "train_loop"]
 
@@ -96,7 +96,7 @@ def check_run(config: TrainConfig, images: Images) -> bool:
         write_json(path, content)
         return False
     before = read_json(path)
-    old, new = before["config"], content["config"]
+    old, new = before["config"], as_dict(config)
     differ = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
     differ += ["the training images"] if before["data_sha256"] != content["data_sha256"] else []
     if differ:
@@ -115,8 +115,8 @@ def train_loop(
 ) -> Path:
     """Train in this process until `config.total_images`, resuming from the run's newest checkpoint.
 
-    The result is a function of config, images and the number of workers: noise and order come from (seed, step), so a run
-    killed anywhere and started again ends as one that was not.
+    The result is a function of config, images and the number of workers: noise and order come from (seed, step), so
+    a run killed anywhere and started again ends as one that was not.
 
     Args:
         images: training rows, instead of the train split of `config.data`, which then only tells classes and size.
@@ -133,12 +133,12 @@ def train_loop(
     started_s = time.time()
     manifest = read_manifest(config.data)
     images = read_split(config.data, "train") if images is None else images
-    run = run or SoloRun(config.run_dir, config.keep_checkpoints)
+    run = SoloRun(config.run_dir, config.keep_checkpoints) if run is None else run
     if run.world_rank == 0 and check_run(config, images):
         return model_folder(config.run_dir)
 
     torch.manual_seed(config.seed)
-    networks = build(config, manifest).to(run.device, memory_format=torch.channels_last)
+    networks = build(config, manifest).to(run.device).to(memory_format=torch.channels_last)
     average = DecoderAverage(networks.decoder, config.average_half_life_images)
     optimizers = Optimizers(networks, config.optimizer)
     dtype = choose_dtype(config.precision, run.device)
@@ -182,7 +182,8 @@ def train_loop(
         journal.close()
         export(
             model_folder(config.run_dir), networks, average, images, manifest,
-            recipe=config, seed=config.seed, images_seen=seen, name=config.name, version=config.version, started_s=started_s,
+            recipe=config, seed=config.seed, images_seen=seen, name=config.name, version=config.version,
+            started_s=started_s,
         )  # fmt: skip
     return model_folder(config.run_dir)
 
@@ -190,8 +191,8 @@ def train_loop(
 def batches(images: Images, config: TrainConfig, seen: int, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
     """This worker's part of every batch from image `seen` on: x (N, C, H, W) and labels (N, K).
 
-    Each epoch is a permutation from (seed, epoch), its incomplete last batch dropped; a batch's rows are dealt to the workers
-    in equal runs.
+    Each epoch is a permutation from (seed, epoch), its incomplete last batch dropped; a batch's rows are dealt to the
+    workers in equal runs.
     """
     steps_per_epoch = len(images) // config.batch_size
     share = config.batch_size // run.world_size
@@ -212,7 +213,7 @@ def _log_every(config: TrainConfig) -> int:
 
 
 class Window:
-    """Running means of a step's figures since the last log, kept on their device: the host waits only when one is read."""
+    """Running means of a step's figures since the last log, kept on their device: the host waits only at a log."""
 
     def __init__(self, seen: int) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -224,11 +225,12 @@ class Window:
         self.steps += 1
 
     def close(self, seen: int) -> dict[str, Any]:
-        """The means as numbers, with images seen and images/s, and start anew.
+        """The means over steps and workers as numbers, with images seen and images/s, and start anew.
 
         Raises:
             FloatingPointError: one of them is NaN or infinite.
         """
+        average_over_workers(self.sums.values())
         means = {name: (value / self.steps).tolist() for name, value in self.sums.items()}
         wrong = [name for name, value in means.items() if isinstance(value, float) and not math.isfinite(value)]
         if wrong:

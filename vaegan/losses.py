@@ -19,13 +19,13 @@ class LossConfig:
     gamma: float = 0.01
     """Weight of L_like in the decoder's loss, against L_GAN (the paper's lambda)."""
     pixel_weight: float = 0.0
-    """Weight of the pixel error inside L_like, beside the error in Dis_l. A `vae` has nothing else and takes 1 for 0."""
+    """Weight of the pixel error inside L_like, beside that in Dis_l. A `vae` has nothing else and takes 1 for 0."""
     adversarial: Literal["nonsaturating", "minimax"] = "nonsaturating"
     """How the decoder is told to fool: maximise log D, or minimise log(1 - D) as the paper writes."""
     adversarial_recon: bool = True
     """Whether reconstructions are shown to the discriminator as fakes, as Algorithm 1 does, beside prior samples."""
     r1_weight: float = 0.0
-    """Weight of the discriminator's squared gradient at real images (R1, Mescheder et al. 2018); costs a second backward."""
+    """Weight of the discriminator's squared gradient at real images (R1, Mescheder et al. 2018); costs a backward."""
 
     def __post_init__(self) -> None:
         for name in ("beta", "kl_warmup_images", "gamma", "pixel_weight", "r1_weight"):
@@ -53,8 +53,8 @@ def reconstruction(recon: Tensor, target: Tensor, num_pixels: int) -> Tensor:
     """Negative log likelihood of `target` under a unit-variance Gaussian at `recon`, up to a constant: L_like.
 
     Larsen et al. 2016, Eq. 8 for Dis_l's maps; the pixel error for images. Half the squared error, mean over the
-    elements and the batch, times `num_pixels`: in nats per image as if every pixel carried its maps' mean error, so that
-    one weight means the same for any layer, width and size of Dis_l.
+    elements and the batch, times `num_pixels`: in nats per image as if every pixel carried its maps' mean error, so
+    that one weight means the same for any layer, width and size of Dis_l.
 
     Args:
         recon, target: (N, C, H, W) each; num_pixels: C x H x W of the image itself.

@@ -1,4 +1,4 @@
-"""Encoder, decoder and discriminator of Rguibi et al. 2023 (section 4.3) at any width and at 32, 64, 128 or 256 pixels."""
+"""Encoder, decoder and discriminator of Rguibi et al. 2023 (section 4.3) at any width and at 32 to 256 pixels."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +72,9 @@ class DistributedBatchNorm2d(nn.BatchNorm2d):
         local = torch.stack([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))])
         mean, mean_square = _SumOverWorkers.apply(local) / count
         var = mean_square - mean.square()
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             momentum = self.momentum or 0.1
             self.running_mean.lerp_(mean, momentum)
@@ -153,10 +155,12 @@ class Decoder(nn.Module):
         h = self._project(torch.cat([z, labels.to(z.dtype)], dim=1))
         return torch.tanh(_widened(self.deconvolutions(h.view(-1, self.coarse_filters, COARSE, COARSE))))
 
-
     def _project(self, inputs: Tensor) -> Tensor:
-        """The dense layer. Below 8 rows the matrix product takes another path with other rounding (the convolutions don't);
-        padded, a sample's bytes do not depend on how many are drawn with it."""
+        """The dense layer, padded with rows when there are few.
+
+        Below 8 rows the matrix product takes another path with other rounding (the convolutions don't); padded, a
+        sample's bytes do not depend on how many are drawn with it.
+        """
         if self.training or len(inputs) >= FEW_ROWS:
             return self.dense(inputs)
         return self.dense(nn.functional.pad(inputs, (0, 0, 0, FEW_ROWS - len(inputs))))[: len(inputs)]
@@ -190,7 +194,7 @@ class Discriminator(nn.Module):
         self.embedding = normalise(nn.Linear(num_classes, previous, bias=False)) if num_classes else None
 
     def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W), labels (N, K) -> logits (N,), before any sigmoid, and Dis_l's maps (N, C', H', W'); float32."""
+        """x (N, C, H, W), labels (N, K) -> logits (N,) before any sigmoid, Dis_l's maps (N, C', H', W'); float32."""
         h, features = x, x
         for i, convolution in enumerate(self.convolutions, start=1):
             h = convolution(h)
@@ -212,7 +216,9 @@ class Networks(nn.Module):
     def __init__(self, config: NetworkConfig, *, size: int, channels: int, num_classes: int) -> None:
         super().__init__()
         if size not in SIZES:
-            raise ValueError(f"images of {size} pixels: the networks take {', '.join(map(str, SIZES))}; prepare with --size")
+            raise ValueError(
+                f"images of {size} pixels: the networks take {', '.join(map(str, SIZES))}; prepare with --size"
+            )
         self.config, self.size, self.channels = config, size, channels
         self.num_classes = num_classes if config.conditional else 0
         shape = (config, size, channels, self.num_classes)

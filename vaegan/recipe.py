@@ -42,7 +42,8 @@ class Recipe:
         if self.total_images % self.batch_size:
             below = max(self.total_images // self.batch_size, 1) * self.batch_size
             raise ValueError(
-                f"total_images ({self.total_images}) must be a multiple of batch_size ({self.batch_size}); the nearest is {below}"
+                f"total_images ({self.total_images}) must be a multiple of batch_size ({self.batch_size}); "
+                f"the nearest is {below}"
             )
         if self.augment < 0 or self.average_half_life_images < 0:
             raise ValueError("augment and average_half_life_images: expected 0 or more")
@@ -85,7 +86,8 @@ class TrainConfig(Recipe):
             raise ValueError("num_workers, checkpoint_images, keep_checkpoints and seed: expected 0 or more")
         if self.batch_size % max(self.num_workers, 1):
             raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of num_workers ({self.num_workers}): each gets an equal part"
+                f"batch_size ({self.batch_size}) must be a multiple of num_workers ({self.num_workers}): "
+                "each gets an equal part"
             )
 
     @property

@@ -77,9 +77,7 @@ def synthesize(config: SampleConfig, sampler: Sampler | None = None) -> Manifest
             for at in range(0, config.count, ROWS_AT_A_TIME):
                 rows = of_class[at : at + ROWS_AT_A_TIME]
                 start = config.start + at
-                images = sampler.sample(
-                    rows, config.seed, start, latent=config.latent, truncation=config.truncation
-                )
+                images = sampler.sample(rows, config.seed, start, latent=config.latent, truncation=config.truncation)
                 writer.add("train", images)
                 bar.update(len(rows))
         return writer.finish(

@@ -24,7 +24,7 @@ class Sampler:
     def __init__(
         self, networks: Networks, mixtures: dict[int, Mixture], info: ModelInfo, device: str | torch.device = "cpu"
     ) -> None:
-        self.networks = networks.to(device, memory_format=torch.channels_last)
+        self.networks = networks.to(device).to(memory_format=torch.channels_last)
         self.mixtures, self.info, self.device = mixtures, info, torch.device(device)
 
     @classmethod
@@ -49,13 +49,12 @@ class Sampler:
             raise UserError(f"no class {', '.join(map(repr, unknown))} in model {self.info.address_prefix}: {there}")
         if known and self.info.task == "multiclass" and len(classes) != 1:
             raise UserError(
-                f"{len(classes)} classes asked of model {self.info.address_prefix}: expected exactly one of {', '.join(known)}"
+                f"{len(classes)} classes asked of model {self.info.address_prefix}: "
+                f"expected exactly one of {', '.join(known)}"
             )
         return np.tile(np.array([name in classes for name in known], dtype=np.uint8), (count, 1))
 
-    def address(
-        self, labels: np.ndarray, seed: int, index: int, latent: str = "prior", truncation: float = 1.0
-    ) -> str:
+    def address(self, labels: np.ndarray, seed: int, index: int, latent: str = "prior", truncation: float = 1.0) -> str:
         """The address of one image as a string: NAME/VERSION/CLASSES/SEED/INDEX, classes joined by "+", or "none".
 
         Another latent source than the prior, or a truncation, makes another image, and follows as a query.
@@ -83,10 +82,13 @@ class Sampler:
         """
         if latent not in self.info.latents:
             raise UserError(
-                f"no latent source {latent!r} in model {self.info.address_prefix}: it has {', '.join(self.info.latents)}"
+                f"no latent source {latent!r} in model {self.info.address_prefix}: "
+                f"it has {', '.join(self.info.latents)}"
             )
         if not 0 <= truncation <= 2:
-            raise UserError(f"truncation {truncation} is out of range: expected 0 to 2, 1 for the model's own distribution")
+            raise UserError(
+                f"truncation {truncation} is out of range: expected 0 to 2, 1 for the model's own distribution"
+            )
         if latent == "prior":
             return latents.prior(seed, index, self.info.networks.latent_dim) * np.float32(truncation)
         seeds = np.broadcast_to(np.asarray(seed, dtype=np.int64), np.shape(index))
@@ -98,7 +100,7 @@ class Sampler:
         return z
 
     def _mixture_of(self, labels: np.ndarray) -> np.ndarray:
-        """Which mixture serves each row: its class's where it has exactly one with a mixture, else that of all images."""
+        """Which mixture serves each row: its class's if it has one class with a mixture, else that of all images."""
         if not labels.shape[1]:
             return np.full(len(labels), -1)
         single = np.where(labels.sum(axis=1) == 1, labels.argmax(axis=1), -1)
@@ -146,7 +148,9 @@ class Sampler:
         if self.networks.encoder is None:
             raise UserError(f"model {self.info.address_prefix} is a {self.info.kind} and has no encoder")
         parts = [
-            self.networks.encoder(to_tensor(pixels[at : at + CHUNK]).to(self.device), self._tensor(labels[at : at + CHUNK]))
+            self.networks.encoder(
+                to_tensor(pixels[at : at + CHUNK]).to(self.device), self._tensor(labels[at : at + CHUNK])
+            )
             for at in range(0, len(pixels), CHUNK)
         ]
         mu, log_var = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))

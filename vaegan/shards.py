@@ -47,8 +47,15 @@ class Images:
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Images":
         """The rows at `rows`, in that order; repeats are allowed."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Images(**{name: None if value is None else value[rows] for name, value in values.items()})
+        address = {name: getattr(self, name) for name in ("model", "seed", "index")}
+        return Images(
+            self.pixels[rows],
+            self.labels[rows],
+            self.patient_id[rows],
+            self.image_id[rows],
+            self.source[rows],
+            **{name: None if value is None else value[rows] for name, value in address.items()},
+        )
 
     @staticmethod
     def concatenate(parts: Sequence["Images"]) -> "Images":
@@ -60,19 +67,25 @@ class Images:
                 return None
             return np.concatenate(
                 [
-                    np.full(len(part), missing, dtype=object if missing is None else np.int64) if value is None else value
+                    np.full(len(part), missing, dtype=object if missing is None else np.int64)
+                    if value is None
+                    else value
                     for part, value in zip(parts, values, strict=True)
                 ]
             )
 
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])
+
         return Images(
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("pixels", "labels", "patient_id", "image_id", "source")
-            ),
-            model=column("model", None),
-            seed=column("seed", -1),
-            index=column("index", -1),
+            joined("pixels"),
+            joined("labels"),
+            joined("patient_id"),
+            joined("image_id"),
+            joined("source"),
+            column("model", None),
+            column("seed", -1),
+            column("index", -1),
         )
 
     @staticmethod

@@ -1,6 +1,7 @@
-"""One update of the three networks: Rguibi et al. 2023, Algorithm 1, with the gradient routing of Larsen et al. 2016."""
+"""One update of the three networks: Rguibi et al. 2023, Algorithm 1, routed as Larsen et al. 2016 do."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,7 +87,9 @@ class Optimizers:
             return torch.optim.Adam(network.parameters(), lr=rate, betas=(config.adam_beta1, 0.999))
 
         self.by_name = {name: build(name, network) for name, network in networks.present().items()}
-        self.parameters = {name: list(network.parameters()) for name, network in networks.present().items()}
+        self.parameters: dict[str, list[Tensor]] = {
+            name: list(network.parameters()) for name, network in networks.present().items()
+        }
 
     def step(self, gradients: dict[str, list[Tensor]]) -> None:
         """Give every parameter its gradient and step every optimiser."""
@@ -99,9 +102,9 @@ class Optimizers:
 class DecoderAverage:
     """Exponential moving average of the decoder's weights: what samples are drawn from.
 
-    `half_life_images`: images after which an old weight counts half, so that it means the same for any batch size; during the
-    first ones it is a tenth of the images seen, so that the random start is forgotten (Karras et al. 2020, ramp-up).
-    0 keeps no average.
+    `half_life_images`: images after which an old weight counts half, so that it means the same for any batch size;
+    during the first ones it is a tenth of the images seen, so that the random start is forgotten (Karras et al. 2020,
+    ramp-up). 0 keeps no average.
     """
 
     def __init__(self, decoder: nn.Module, half_life_images: int) -> None:
@@ -117,8 +120,8 @@ class DecoderAverage:
         keep = 0.5 ** (batch_size / half_life)
         for average, now in zip(self.decoder.parameters(), decoder.parameters(), strict=True):
             average.lerp_(now, 1 - keep)
-        for average, now in zip(self.decoder.buffers(), decoder.buffers(), strict=True):
-            average.copy_(now)
+        for kept, buffer in zip(self.decoder.buffers(), decoder.buffers(), strict=True):
+            kept.copy_(buffer)
 
 
 def train_step(
@@ -139,13 +142,13 @@ def train_step(
         dtype: bfloat16 runs the forward pass under autocast; weights, losses and updates stay float32.
 
     Returns:
-        Scalars, on the images' device, not yet synchronised with the host: prior, like, fool, catch, the mean D of each kind
-        of image, gradient norms, and kl_per_dimension (D,); those that the model's kind lacks are absent.
+        Scalars, on the images' device, not yet synchronised with the host: prior, like, fool, catch, the mean D of each
+        kind of image, gradient norms, and kl_per_dimension (D,); those that the model's kind lacks are absent.
     """
     with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         terms, stats = forward_terms(networks, batch, config, augment)
     gradients = route_gradients(networks, optimizers.parameters, terms, config, beta)
-    average_over_workers(gradients)
+    average_over_workers(gradient for group in gradients.values() for gradient in group)
     optimizers.step(gradients)  # only now: every gradient above belongs to the same weights
     norms = {f"gradient_norm_{name}": torch.stack(torch._foreach_norm(g)).norm() for name, g in gradients.items()}
     return {name: value.detach() for name, value in (terms | stats | norms).items()}
@@ -208,8 +211,8 @@ def route_gradients(
 ) -> dict[str, list[Tensor]]:
     """Gradients of each network's own loss with respect to its own parameters, which *is* the routing.
 
-    encoder: beta L_prior + L_like; decoder: gamma L_like + fooling; discriminator: catching. A loss reaches no network that
-    does not ask for it: no L_GAN in the encoder, no L_like in the discriminator, no L_prior in the decoder.
+    encoder: beta L_prior + L_like; decoder: gamma L_like + fooling; discriminator: catching. A loss reaches no network
+    that does not ask for it: no L_GAN in the encoder, no L_like in the discriminator, no L_prior in the decoder.
     """
     own: dict[str, Tensor] = {}
     if "prior" in terms:
@@ -230,15 +233,15 @@ def route_gradients(
     return gradients
 
 
-def average_over_workers(gradients: dict[str, list[Tensor]]) -> None:
-    """Replace gradients by their mean over the process group's workers, in one flat all-reduce; nothing for one worker."""
+def average_over_workers(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their mean over the process group's workers, in place, in one flat all-reduce."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    everything = [gradient for group in gradients.values() for gradient in group]
-    flat = torch.cat([gradient.reshape(-1) for gradient in everything])
+    everything = list(tensors)
+    flat = torch.cat([tensor.reshape(-1) for tensor in everything])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     at = 0
-    for gradient in everything:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
+    for tensor in everything:
+        tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
+        at += tensor.numel()

@@ -60,7 +60,7 @@ def train_with_ray(config: TrainConfig) -> None:
     with connect(config.cluster):
         threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
         trainer = TorchTrainer(
-            train_worker,
+            train_worker,  # type: ignore[arg-type]
             train_loop_config=config,  # type: ignore[arg-type]
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
@@ -87,10 +87,14 @@ class _Bar:
     """A progress bar in images, fed with lines of stats.jsonl."""
 
     def __init__(self, config: TrainConfig) -> None:
-        self.bar = tqdm(total=config.total_images, unit="image", file=sys.stderr, desc=config.run_dir.name, smoothing=0.1)
+        self.bar = tqdm(
+            total=config.total_images, unit="image", file=sys.stderr, desc=config.run_dir.name, smoothing=0.1
+        )
 
     def __call__(self, line: dict[str, Any]) -> None:
-        shown = {name: f"{line[name]:.3g}" for name in ("prior", "like", "d_real", "d_sample") if name in line}
+        shown: dict[str, object] = {
+            name: f"{line[name]:.3g}" for name in ("prior", "like", "d_real", "d_sample") if name in line
+        }
         self.bar.set_postfix(shown, refresh=False)
         if not self.bar.n:
             self.bar.initial = line["images"]  # what an earlier attempt did must not count as speed

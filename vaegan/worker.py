@@ -15,7 +15,7 @@ from vaegan.recipe import TrainConfig
 
 
 class RayRun:
-    """Checkpoints through `ray.train.report`, which puts them into the run's folder and restores them after a failure."""
+    """Checkpoints through `ray.train.report`, which puts them into the run's folder and restores them from it."""
 
     def __init__(self) -> None:
         context = ray.train.get_context()

@@ -66,7 +66,7 @@ def comparable(out: Path) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, int]]:
-    """An ablation whose process was killed once it had two cells, and then run again; the files there were, with times."""
+    """An ablation that was killed once it had two cells and then run again; the files there were, with times."""
     out = tmp_path_factory.mktemp("killed") / "out"
     command = [
         sys.executable,

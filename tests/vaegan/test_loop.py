@@ -41,9 +41,7 @@ def test_a_run_killed_between_checkpoints_ends_bit_equal_to_one_that_was_not(con
     first, second = state(checkpoints(whole.run_dir)[-1]), state(checkpoints(broken.run_dir)[-1])
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    lines = [
-        list(map(json.loads, (run.run_dir / "stats.jsonl").read_text().splitlines())) for run in (whole, broken)
-    ]
+    lines = [list(map(json.loads, (run.run_dir / "stats.jsonl").read_text().splitlines())) for run in (whole, broken)]
     assert [line["images"] for line in lines[0]] == [line["images"] for line in lines[1]]
     assert lines[0][-1].get("like") == lines[1][-1].get("like")
 
@@ -70,7 +68,7 @@ def test_a_run_folder_refuses_other_images(config):
 
 
 def test_fewer_images_than_the_batch_are_refused_before_anything_is_written(config):
-    with pytest.raises(UserError, match="48 training images .* fewer than batch_size 64"):
+    with pytest.raises(UserError, match=r"48 training images .* fewer than batch_size 64"):
         train_loop(replace(config, batch_size=64, total_images=64))
     assert not config.run_dir.exists()
 
@@ -79,7 +77,11 @@ def test_a_run_leaves_what_the_documentation_lists(config):
     train_loop(config)
     names = {path.name for path in config.run_dir.iterdir()}
     assert {"config.json", "stats.jsonl", "tensorboard", "grids", "model"} < names
-    assert {path.name for path in (config.run_dir / "model").iterdir()} == {"model.safetensors", "model.json", "card.md"}
+    assert {path.name for path in (config.run_dir / "model").iterdir()} == {
+        "model.safetensors",
+        "model.json",
+        "card.md",
+    }
     assert len(list((config.run_dir / "grids").glob("samples_*.png"))) == 4  # the start, and three checkpoints
     assert len(checkpoints(config.run_dir)) == 2
     last = json.loads((config.run_dir / "stats.jsonl").read_text().splitlines()[-1])
@@ -122,7 +124,9 @@ def test_divergence_stops_with_a_sentence(config):
 
 
 def test_total_images_must_be_whole_batches():
-    with pytest.raises(ValueError, match=r"total_images \(100\) must be a multiple of batch_size \(32\); the nearest is 96"):
+    with pytest.raises(
+        ValueError, match=r"total_images \(100\) must be a multiple of batch_size \(32\); the nearest is 96"
+    ):
         Recipe(total_images=100)
 
 

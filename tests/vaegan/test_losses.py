@@ -28,7 +28,9 @@ def test_reconstruction_of_pixels_is_the_unit_gaussian_log_likelihood_up_to_its_
 def test_reconstruction_does_not_depend_on_how_many_maps_repeat_the_same_error():
     recon, x = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
     once = losses.reconstruction(recon, x, 64)
-    assert losses.reconstruction(recon.repeat(1, 5, 1, 1), x.repeat(1, 5, 1, 1), 64).item() == pytest.approx(once.item())
+    assert losses.reconstruction(recon.repeat(1, 5, 1, 1), x.repeat(1, 5, 1, 1), 64).item() == pytest.approx(
+        once.item()
+    )
 
 
 def test_discriminator_loss_is_the_sum_of_binary_cross_entropies():

@@ -28,7 +28,11 @@ def test_every_size_goes_in_and_comes_out(size, channels):
 def test_the_paper_configuration_has_the_papers_layers():
     networks = Networks(NetworkConfig(norm="batch"), size=64, channels=1, num_classes=0)
     shape_of = {
-        name: [tuple(m.weight.shape) for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+        name: [
+            tuple(m.weight.shape)
+            for m in network.modules()
+            if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+        ]
         for name, network in networks.present().items()
     }
     assert shape_of["encoder"] == [
