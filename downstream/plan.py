@@ -256,6 +256,10 @@ class Folder:
         return self.root / "identity.json"
 
     @property
+    def named(self) -> Path:
+        return self.root / "named.json"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "ablation.json"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _check_ready(config: AblateConfig, data: Data, held_out: dict[str, str]) -> 
 
 
 def _claim(config: AblateConfig, folder: Folder, data: Data, recipe: Recipe | None) -> None:
-    """Write config.json and identity.json, or refuse a folder whose finished parts were made with other settings.
+    """Write config, identity and named.json, or refuse a folder whose finished parts were made with other settings.
 
     Which cells there are (arms, fractions, ratios, classifiers, seeds) may grow; what each of them is may not change.
     """
@@ -171,6 +172,9 @@ def _claim(config: AblateConfig, folder: Folder, data: Data, recipe: Recipe | No
         identity = before | identity
     elif any(config.out.iterdir()):
         raise UserError(f"{config.out} holds something else than an ablation: choose another --out or empty it")
+    if not folder.named.exists():  # once: what a later call names after seeing results was not named in advance
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder.named, {"time": now, "primary": config.resolved_primary()})
     write_json(folder.config, as_dict(config))
     write_json(folder.identity, identity)
 
