@@ -39,7 +39,12 @@ def checkpoint_name(images_seen: int) -> str:
 def checkpoints(run_dir: Path) -> list[Path]:
     """Complete checkpoint folders of a run, oldest first."""
     found = [path for path in run_dir.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d{9}", path.name)]
-    return sorted(path for path in found if (path / STATE_JSON).exists() and (path / STATE).exists())
+    return sorted(filter(is_checkpoint, found))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a checkpoint's files; says nothing of what is in them."""
+    return (folder / STATE_JSON).is_file() and (folder / STATE).is_file()
 
 
 def write_state(

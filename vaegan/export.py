@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.provenance import provenance
 from cluster.storage import read_json, text_sha256
 from vaegan import latents
-from vaegan.checkpoint import ModelInfo, export_model, read_state
+from vaegan.checkpoint import STATE, STATE_JSON, ModelInfo, export_model, is_checkpoint, read_state
 from vaegan.images import pixel_hash
 from vaegan.latents import Mixture
 from vaegan.losses import LossConfig
@@ -151,6 +151,11 @@ has components fitted to as few as two images where a class has no more.
 def export_checkpoint(config: ExportConfig) -> int:
     """The command: rebuild a run's networks, restore a checkpoint, write a model."""
     started_s = time.time()
+    if not is_checkpoint(config.checkpoint):
+        raise UserError(
+            f"{config.checkpoint} isn't a checkpoint: expected a run's checkpoint_* folder, "
+            f"with {STATE_JSON} and {STATE} in it"
+        )
     run = read_json(config.checkpoint.parent / "config.json")
     settings = run["config"]
     nested = {"model": NetworkConfig, "loss": LossConfig, "optimizer": OptimizerConfig}

@@ -127,8 +127,8 @@ def prepare(config: PrepareConfig) -> Manifest:
         rejects: list[tuple[str, str]] = []
         rows = _decode_all(source, classes, config, spool, rejects)
         _check_enough(rows, classes, rejects, config)
-        split, report = _settle(rows, classes, config)
-        hide = _salted if config.hash_patients else str
+        hide = _salted() if config.hash_patients else str
+        split, report = _settle(rows, classes, config, hide)
         for path, reason in rejects:
             writer.reject(hide(path), reason)
         _write(writer, rows, split, spool, config, hide)
@@ -267,12 +267,13 @@ Indices = NDArray[np.int64]
 Rename = Callable[[str], str]
 
 
-def _settle(rows: Rows, classes: tuple[str, ...], config: PrepareConfig) -> tuple[Indices, dict[str, Any]]:
+def _settle(
+    rows: Rows, classes: tuple[str, ...], config: PrepareConfig, name: Rename
+) -> tuple[Indices, dict[str, Any]]:
     """Split of each row (REMOVED for leaks) and the manifest's report."""
     exact, near = duplicates.find_pairs(rows.pixel_hashes, rows.hashes, rows.thumbnails)
     copies = duplicates.components(len(rows), np.concatenate([exact, near]))
     patients = np.unique(rows.patient_id.astype(str), return_inverse=True)[1]
-    name = _salted if config.hash_patients else str
 
     split = rows.source_split.copy()
     here = np.arange(len(rows))  # not removed so far
@@ -378,11 +379,11 @@ def _shifts(labels: NDArray[np.uint8], split: Indices, classes: tuple[str, ...])
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
-_SALT = os.urandom(16)  # never stored
 
-
-def _salted(name: str) -> str:
-    return hashlib.sha256(_SALT + name.encode()).hexdigest()[:16]
+def _salted() -> Rename:
+    """A hash that nobody can repeat: its salt is new, and stored nowhere."""
+    salt = os.urandom(16)
+    return lambda name: hashlib.sha256(salt + name.encode()).hexdigest()[:16]
 
 
 def _write(

@@ -335,5 +335,10 @@ class DatasetWriter:
             return
         files = self.files.setdefault(split, {})
         name = f"{split}-{len(files):05d}.parquet"
-        pq.write_table(to_table(part, self.schema), self.temporary / name, compression="zstd", row_group_size=ROW_GROUP)
-        files[name] = file_sha256(self.temporary / name)
+        path = self.temporary / name
+        try:
+            pq.write_table(to_table(part, self.schema), path, compression="zstd", row_group_size=ROW_GROUP)
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # Arrow doesn't say where the disk is full
+            raise
+        files[name] = file_sha256(path)

@@ -149,7 +149,7 @@ def test_an_earlier_checkpoint_can_be_exported_and_differs_from_the_end(config, 
 
 
 def test_a_checkpoint_that_is_none_is_refused(config, tmp_path):
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="isn't a checkpoint"):
         export_checkpoint(ExportConfig(checkpoint=tmp_path, out=tmp_path / "m"))
 
 
