@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
 
 from vaegan.classifier import SmallCNN, fit, fixed_seed, predict, random_batches
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two phantoms instead of eight")
     parser.add_argument("--size", type=int, default=64, help="pixels")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # on a shared machine the second thread of so small a network waits more than it works
     macro = []
     for seed in range(2 if arguments.quick else 8):
         started_s = time.time()
