@@ -27,6 +27,7 @@ from downstream.arms import ExtraClasses, training_rows
 from downstream.fit import FitSettings, fit_and_predict
 from downstream.plan import Cell, Generator
 from downstream.scores import METRICS, score
+from vaegan.checkpoint import MODEL
 from vaegan.classifier import Task
 from vaegan.evaluate import evaluate_images
 from vaegan.images import pixel_hash
@@ -153,7 +154,7 @@ def train_generator(
         "generator_seed": generator.seed,
         "num_images": len(rows),
         "run_dir": str(run_dir),
-        "model_sha256": file_sha256(model / "model.safetensors"),
+        "model_sha256": file_sha256(model / MODEL),
         "seconds": round(time.time() - started_s, 1),
     }
     write_json(about, entry)
@@ -188,7 +189,7 @@ def make_pool(
     ) as writer:
         for at in range(0, len(labels), POOL_CHUNK):
             writer.add("train", sampler.sample(labels[at : at + POOL_CHUNK], seed, at, latent=latent))
-        inputs = {"model": file_sha256(model / "model.safetensors")}
+        inputs = {"model": file_sha256(model / MODEL)}
         writer.finish(provenance=provenance(seed=seed, started_s=started_s, inputs=inputs))
     return len(labels)
 
