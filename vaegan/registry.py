@@ -76,16 +76,20 @@ class Registry:
 def publish(model: Path, root: Path, address: str) -> ModelEntry:
     """Copy a model folder into a registry as NAME/VERSION, which becomes the first part of its images' addresses.
 
+    Publishing the same model again changes nothing.
+
     Raises:
-        UserError: the folder isn't a model's, the address isn't NAME/VERSION, or that version is there already.
+        UserError: the folder isn't a model's, the address isn't NAME/VERSION, or another model has it.
     """
     name, _, version = address.partition("/")
     if not (NAME.fullmatch(name) and NAME.fullmatch(version)):
         raise UserError(f"{address!r} isn't an address: expected NAME/VERSION of letters, digits, '.', '_' and '-'")
-    read_info(model)
+    info = read_info(model)
     target = root / name / version
     if target.exists():
-        raise UserError(f"{target} is there already, and a published version never changes: choose another version")
+        if is_model(target) and read_info(target).tensors_sha256 == info.tensors_sha256:
+            return ModelEntry(name, version, target)
+        raise UserError(f"{target} holds another model, and a published version never changes: choose another version")
     with atomic_directory(target) as temporary:
         for path in sorted(model.iterdir()):
             shutil.copyfile(path, temporary / path.name)

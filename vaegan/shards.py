@@ -19,7 +19,7 @@ from cluster.storage import file_sha256, read_json, write_json
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
-ROW_GROUP = 256  # small groups can be permuted for a shuffle; RAY.md 3 of the project's notes measured this size
+ROW_GROUP = 256  # small groups can be permuted for a shuffle and read without much around them
 FORMAT_VERSION = 1
 
 

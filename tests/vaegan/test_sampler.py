@@ -168,10 +168,12 @@ def test_a_registry_finds_the_newest_version_and_checks_its_sums(model, tmp_path
         registry.verify(entry)
 
 
-def test_a_published_version_never_changes(model, tmp_path):
-    publish(model, tmp_path / "registry", "chest/1")
+def test_a_published_version_never_changes(model, config, tmp_path):
+    first = publish(model, tmp_path / "registry", "chest/1")
+    assert publish(model, tmp_path / "registry", "chest/1") == first
+    other = train_loop(replace(config, seed=4, run_dir=tmp_path / "other"))
     with pytest.raises(UserError, match="choose another version"):
-        publish(model, tmp_path / "registry", "chest/1")
+        publish(other, tmp_path / "registry", "chest/1")
 
 
 @pytest.mark.parametrize("address", ["chest", "../chest/1", "chest/..", "a b/1", "chest/1/2"])
