@@ -57,7 +57,7 @@ def running(arguments: list[str], url: str, log: Path) -> Iterator[subprocess.Po
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(60)
+            process.wait(180)  # Ray takes its time where many tests share two cores
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
