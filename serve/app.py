@@ -7,6 +7,7 @@ python -m serve.app --registry REGISTRY --port 8100      the same with a port of
 import dataclasses
 import errno
 import os
+import signal
 import socket
 import sys
 import time
@@ -114,6 +115,7 @@ def run(config: ServeConfig) -> None:
     check_port(config.host, config.port)
     with connect(config.cluster):
         ray_serve.start(http_options={"host": config.host, "port": config.port})
+        signal.signal(signal.SIGTERM, _interrupt)  # what systemd, Kubernetes and `kill` send; Ray has set its own
         try:
             ray_serve.run(deployment(service), name="augray", route_prefix="/")
             print(f"serving at http://{config.host}:{config.port}/ (end with Ctrl-C)", flush=True)
@@ -123,6 +125,10 @@ def run(config: ServeConfig) -> None:
             print("stopped", flush=True)
         finally:
             ray_serve.shutdown()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def check_port(host: str, port: int) -> None:

@@ -45,7 +45,13 @@ def running(arguments: list[str], url: str, log: Path) -> Iterator[subprocess.Po
     environment = os.environ | {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     with open(log, "w") as file:
         process = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -61,6 +67,11 @@ def running(arguments: list[str], url: str, log: Path) -> Iterator[subprocess.Po
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def hear_ctrl_c() -> None:
+    """A shell has what it starts in the background ignore SIGINT, these tests perhaps, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def is_ready(url: str) -> bool:
