@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +41,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, and of a job that somebody stopped."""
 NOT_FOUND = 127
 """The shell's exit status for a command it can't find."""
+AGENT_TIMEOUT_S = 90.0
+"""A head answers before it can run jobs: seconds on an idle machine, a minute on a crowded one."""
 LOST_AFTER = 20
 """A head that fails this many questions in a row, one a second, counts as gone."""
 
@@ -247,8 +249,10 @@ def _submit(client: JobSubmissionClient, job: Submission) -> str:
         with environment(
             RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES=""
         ):  # else Ray warns that it leaves out .git and .venv
-            return client.submit_job(
-                entrypoint=entrypoint(job), submission_id=job.submission_id, runtime_env=runtime_env
+            return _when_an_agent_is_there(
+                lambda: client.submit_job(
+                    entrypoint=entrypoint(job), submission_id=job.submission_id, runtime_env=runtime_env
+                )
             )
     except AuthenticationError:
         raise refused(job.address) from None
@@ -259,6 +263,18 @@ def _submit(client: JobSubmissionClient, job: Submission) -> str:
                 "choose another --submission-id or leave it out"
             ) from None
         raise UserError(f"the head at {job.address} refuses the job: {_line(error)}") from None
+
+
+def _when_an_agent_is_there(submit: Callable[[], str]) -> str:
+    """Submit, again and again for a minute or two while the head is too young to take jobs."""
+    deadline = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return submit()
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _report(name: str, job: JobDetails) -> int:

@@ -7,7 +7,16 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from cluster.errors import UserError
 from cluster.session import free_port
-from cluster.submit import STAGES, Submission, connect_client, entrypoint, exit_status, main, parse
+from cluster.submit import (
+    STAGES,
+    Submission,
+    _when_an_agent_is_there,
+    connect_client,
+    entrypoint,
+    exit_status,
+    main,
+    parse,
+)
 
 ECHO = "import sys, pathlib; pathlib.Path('seen').write_text('|'.join(sys.argv[1:])); import packed"
 
@@ -117,3 +126,24 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(capsys, word
 def test_no_head_at_the_address_is_said_with_what_to_do():
     with pytest.raises(UserError, match="ray start --head"):
         connect_client(f"http://127.0.0.1:{free_port()}")
+
+
+def test_a_head_too_young_for_jobs_is_asked_again(monkeypatch):
+    answers = iter([RuntimeError("status code 500: No available agent to submit job"), "job-1"])
+
+    def submit() -> str:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("cluster.submit.time.sleep", lambda seconds: None)
+    assert _when_an_agent_is_there(submit) == "job-1"
+
+
+def test_another_refusal_is_told_at_once():
+    def submit() -> str:
+        raise RuntimeError("no such working directory")
+
+    with pytest.raises(RuntimeError, match="no such working directory"):
+        _when_an_agent_is_there(submit)
