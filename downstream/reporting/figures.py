@@ -37,24 +37,15 @@ def example_groups(results: Results) -> list[ExampleGroup]:
         return []
     classes = list(results.manifest["dataset"]["classes"])
     images = from_table(results.examples)
-    addresses = [address(images, row, classes) + query(results) for row in range(len(images))]
+    addresses = [address(images, row) for row in range(len(images))]
     groups = [_group(images, addresses, np.flatnonzero(images.labels[:, k]), name) for k, name in enumerate(classes)]
     groups.append(_group(images, addresses, np.flatnonzero(images.labels.sum(axis=1) == 0), "no class"))
     return [group for group in groups if group.real or group.synthetic]
 
 
-def address(images: Images, row: int, classes: Sequence[str]) -> str:
-    """A synthetic image's address, NAME/VERSION/CLASSES/SEED/INDEX; "" for a real one."""
-    if images.source[row] == "real" or images.model is None or images.seed is None or images.index is None:
-        return ""
-    named = "+".join(name for name, there in zip(classes, images.labels[row], strict=True) if there) or "none"
-    return f"{images.model[row]}/{named}/{images.seed[row]}/{images.index[row]}"
-
-
-def query(results: Results) -> str:
-    """What follows an address whose latent is not from the prior, as in `vaegan.sampler`."""
-    latent = results.config.get("latent", "prior")
-    return f"?latent={latent}" if latent != "prior" and results.manifest.get("generators") else ""
+def address(images: Images, row: int) -> str:
+    """A synthetic image's address, which its image_id is (`vaegan.sampler.Sampler.sample`); "" for a real one."""
+    return "" if images.source[row] == "real" else str(images.image_id[row])
 
 
 def _group(images: Images, addresses: Sequence[str], rows: np.ndarray, name: str) -> ExampleGroup:

@@ -139,8 +139,10 @@ def _write_examples(folder: Path, made: Made, rng: np.random.Generator) -> None:
     labels = np.repeat(np.eye(k, dtype=np.uint8), 3, axis=0)
     pixels = rng.integers(0, 255, (len(labels), size, size, 1), dtype=np.uint8)
     real = Images.real(pixels, labels, ["p"] * len(labels), [f"r{i}" for i in range(len(labels))])
+    names = [made.classes[row] for row in labels.argmax(axis=1)]
     synthetic = replace(
         real,
+        image_id=np.array([f"small/1/{name}/7/{i}" for i, name in enumerate(names)], dtype=object),  # as a Sampler's
         source=np.array(["synthetic"] * len(labels), dtype=object),
         model=np.array(["small/1"] * len(labels), dtype=object),
         seed=np.full(len(labels), 7),
