@@ -24,7 +24,7 @@ from cluster.errors import UserError
 from cluster.storage import atomic_directory, file_sha256, read_json, write_json
 from vaegan.latents import Mixture
 from vaegan.networks import NetworkConfig, Networks
-from vaegan.steps import DecoderAverage, Optimizers
+from vaegan.optimizers import DecoderAverage, Optimizers
 
 STATE, STATE_JSON = "state.safetensors", "state.json"
 MODEL, MODEL_JSON, CARD = "model.safetensors", "model.json", "card.md"
@@ -60,9 +60,7 @@ def write_state(
     tensors = {f"networks.{name}": value for name, value in networks.state_dict().items()}
     if average.half_life_images:
         tensors |= {f"average.{name}": value for name, value in average.decoder.state_dict().items()}
-    for name, optimizer in optimizers.by_name.items():
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizers.{name}.{number}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    tensors |= {f"optimizers.{name}": value for name, value in optimizers.tensors().items()}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / STATE)
     write_json(folder / STATE_JSON, {"format": FORMAT_VERSION, "images_seen": images_seen, "config": config})
 
@@ -79,12 +77,7 @@ def read_state(folder: Path, networks: Networks, average: DecoderAverage, optimi
         networks.load_state_dict(_below(tensors, "networks."))
         if average.half_life_images:
             average.decoder.load_state_dict(_below(tensors, "average."))
-        for name, optimizer in optimizers.by_name.items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for key, value in _below(tensors, f"optimizers.{name}.").items():
-                number, field_name = key.split(".", 1)
-                state.setdefault(int(number), {})[field_name] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizers.load(_below(tensors, "optimizers."))
         return int(about["images_seen"])
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(

@@ -20,10 +20,10 @@ from vaegan.images import pixel_hash
 from vaegan.latents import Mixture
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig, Networks
+from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
 from vaegan.recipe import Recipe
 from vaegan.sampler import Sampler
 from vaegan.shards import Images, Manifest, read_manifest, read_split
-from vaegan.steps import DecoderAverage, OptimizerConfig, Optimizers
 
 MIXTURE_SEED = 0
 

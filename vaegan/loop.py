@@ -23,13 +23,15 @@ from vaegan.checkpoint import (
     remove_checkpoints,
     write_state,
 )
+from vaegan.collectives import average_over_workers
 from vaegan.export import build, data_sha256, export
 from vaegan.images import encode_png, grid, to_pixels, to_tensor
 from vaegan.latents import prior
 from vaegan.networks import Networks
+from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
 from vaegan.shards import Images, Manifest, read_manifest, read_split
-from vaegan.steps import Batch, DecoderAverage, Optimizers, average_over_workers, train_step
+from vaegan.steps import Batch, train_step
 
 __all__ = ["Recipe", "SoloRun", "TrainConfig", "check_run", "model_folder", "train_loop"]
 

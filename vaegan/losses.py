@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+SMALLEST_SLOPE = 1e-20
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
@@ -87,3 +89,26 @@ def r1_penalty(logits_real: Tensor, x: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits_real.sum(), x, create_graph=True)
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def catch_slope(logits: Tensor, *, real: bool) -> Tensor:
+    """Derivative of `discriminator_loss` with respect to one kind's logits (N,): -(1 - D) / N if real, else D / N.
+
+    Generated images' is kept from underflowing, far below what float32 resolves beside any other image's, so that
+    `fool_over_catch` can divide by it.
+    """
+    if real:
+        return -torch.sigmoid(-logits) / len(logits)
+    return torch.sigmoid(logits).clamp_min(SMALLEST_SLOPE) / len(logits)
+
+
+def fool_over_catch(logits: Tensor, kind: str = "nonsaturating") -> Tensor:
+    """Derivative of `generator_loss` over that of `discriminator_loss` with respect to generated images' logits: (N,).
+
+    -sigmoid(-f) / sigmoid(f) at a logit f, or -1 for `minimax`. Where an image's logit depends on no other image, the
+    decoder's gradient at the image is therefore the discriminator loss's own gradient there times this number: one
+    backward pass through the discriminator serves both players.
+    """
+    if kind == "minimax":
+        return -torch.ones_like(logits)
+    return -torch.sigmoid(-logits) / torch.sigmoid(logits).clamp_min(SMALLEST_SLOPE)

@@ -1,15 +1,17 @@
 """Encoder, decoder and discriminator of Rguibi et al. 2023 (section 4.3) at any width and at 32 to 256 pixels."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vaegan.collectives import num_workers, sum_over_workers
+
 SIZES = (32, 64, 128, 256)
 FEW_ROWS = 16
+GROUPS = 8  # of a group norm, or one a channel where there are fewer
 COARSE = 8  # side of the smallest feature map: 8 x 8, as in the paper
 
 
@@ -42,22 +44,6 @@ class NetworkConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)}: expected 1 or more")
 
 
-class _SumOverWorkers(torch.autograd.Function):
-    """All-reduce with a gradient: each worker's output depends on every worker's input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
-
-
 class DistributedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose moments cover the batches of all workers, so that N workers equal one with the whole batch.
 
@@ -65,12 +51,13 @@ class DistributedBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+        workers = num_workers()
+        if not self.training or workers == 1:
             return super().forward(x)
-        count = x.numel() / x.shape[1] * dist.get_world_size()
+        count = x.numel() / x.shape[1] * workers
         wide = _widened(x)
         local = torch.stack([wide.sum(dim=(0, 2, 3)), wide.square().sum(dim=(0, 2, 3))])
-        mean, mean_square = _SumOverWorkers.apply(local) / count
+        mean, mean_square = sum_over_workers(local) / count
         var = mean_square - mean.square()
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -88,8 +75,22 @@ def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "batch":
         return DistributedBatchNorm2d(channels)
     if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return nn.GroupNorm(min(GROUPS, channels), channels)
     return nn.Identity()
+
+
+def _has_bias(kind: str, channels: int) -> bool:
+    """Whether a bias before this normalisation does anything.
+
+    One channel per statistic, as in batch norm, subtracts it again: its true gradient is 0, and an optimiser that
+    divides by the gradient's size turns that 0's rounding error into steps of a whole learning rate.
+    """
+    return not (kind == "batch" or (kind == "group" and channels <= GROUPS))
+
+
+def has_batch_statistics(network: nn.Module) -> bool:
+    """Whether an image's result depends on the others in its batch, in training."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -115,7 +116,12 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         previous = channels
         for filters in _filters(config.width, size):
-            layers += [nn.Conv2d(previous, filters, 5, stride=2, padding=2), _norm(config.norm, filters), nn.ReLU()]
+            bias = _has_bias(config.norm, filters)
+            layers += [
+                nn.Conv2d(previous, filters, 5, stride=2, padding=2, bias=bias),
+                _norm(config.norm, filters),
+                nn.ReLU(),
+            ]
             previous = filters
         self.convolutions = nn.Sequential(*layers)
         self.dense = nn.Linear(previous * COARSE**2 + num_classes, config.hidden)
@@ -142,7 +148,9 @@ class Decoder(nn.Module):
         previous = filters[0]
         for count in filters:
             layers += [
-                nn.ConvTranspose2d(previous, count, 5, stride=2, padding=2, output_padding=1),
+                nn.ConvTranspose2d(
+                    previous, count, 5, stride=2, padding=2, output_padding=1, bias=_has_bias(config.norm, count)
+                ),
                 _norm(config.norm, count),
                 nn.ReLU(),
             ]
@@ -186,9 +194,11 @@ class Discriminator(nn.Module):
         self.convolutions = nn.ModuleList()
         previous = channels
         for i, count in enumerate(filters):
-            convolution = normalise(nn.Conv2d(previous, count, 5, stride=1 if i == 0 else 2, padding=2))
-            norm = _norm(config.discriminator_norm if i else "none", count)
-            self.convolutions.append(nn.Sequential(convolution, norm, nn.LeakyReLU(0.2)))
+            kind = config.discriminator_norm if i else "none"
+            convolution = nn.Conv2d(
+                previous, count, 5, stride=1 if i == 0 else 2, padding=2, bias=_has_bias(kind, count)
+            )
+            self.convolutions.append(nn.Sequential(normalise(convolution), _norm(kind, count), nn.LeakyReLU(0.2)))
             previous = count
         self.dense = normalise(nn.Linear(previous * COARSE**2, 1))
         self.embedding = normalise(nn.Linear(num_classes, previous, bias=False)) if num_classes else None

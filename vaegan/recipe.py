@@ -9,7 +9,7 @@ import torch
 from cluster.config import ClusterConfig
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig
-from vaegan.steps import OptimizerConfig
+from vaegan.optimizers import OptimizerConfig
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

@@ -1,38 +1,19 @@
 """One update of the three networks: Rguibi et al. 2023, Algorithm 1, routed as Larsen et al. 2016 do."""
 
-import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vaegan import losses
 from vaegan.augment import NUM_DRAWS, diff_augment
+from vaegan.collectives import start_average
 from vaegan.losses import LossConfig
-from vaegan.networks import Networks
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How the three networks' weights move."""
-
-    name: Literal["adam", "rmsprop"] = "adam"
-    """The paper uses RMSProp."""
-    learning_rate: float = 2e-4
-    """Of encoder and decoder."""
-    discriminator_learning_rate: float | None = None
-    """Of the discriminator, if it differs (two time scales, Heusel et al. 2017)."""
-    adam_beta1: float = 0.5
-    """Adam's first moment decay; 0.5 is the custom for GANs."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "discriminator_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"optimizer.{name} is {value}: expected more than 0")
+from vaegan.networks import Networks, has_batch_statistics
+from vaegan.optimizers import Optimizers
 
 
 @dataclass(frozen=True)
@@ -74,63 +55,13 @@ class Batch:
         )
 
 
-class Optimizers:
-    """One optimiser a network, stepped together once all gradients exist."""
-
-    def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
-        def build(name: str, network: nn.Module) -> torch.optim.Optimizer:
-            rate = config.learning_rate
-            if name == "discriminator" and config.discriminator_learning_rate is not None:
-                rate = config.discriminator_learning_rate
-            if config.name == "rmsprop":
-                return torch.optim.RMSprop(network.parameters(), lr=rate)
-            return torch.optim.Adam(network.parameters(), lr=rate, betas=(config.adam_beta1, 0.999))
-
-        self.by_name = {name: build(name, network) for name, network in networks.present().items()}
-        self.parameters: dict[str, list[Tensor]] = {
-            name: list(network.parameters()) for name, network in networks.present().items()
-        }
-
-    def step(self, gradients: dict[str, list[Tensor]]) -> None:
-        """Give every parameter its gradient and step every optimiser."""
-        for name, optimizer in self.by_name.items():
-            for parameter, gradient in zip(self.parameters[name], gradients[name], strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-
-
-class DecoderAverage:
-    """Exponential moving average of the decoder's weights: what samples are drawn from.
-
-    `half_life_images`: images after which an old weight counts half, so that it means the same for any batch size;
-    during the first ones it is a tenth of the images seen, so that the random start is forgotten (Karras et al. 2020,
-    ramp-up). 0 keeps no average.
-    """
-
-    def __init__(self, decoder: nn.Module, half_life_images: int) -> None:
-        self.half_life_images = half_life_images
-        self.decoder = copy.deepcopy(decoder).eval().requires_grad_(False) if half_life_images else decoder
-
-    @torch.no_grad()
-    def update(self, decoder: nn.Module, images_seen: int, batch_size: int) -> None:
-        """Move the average towards `decoder`, after a step of `batch_size` images."""
-        if not self.half_life_images:
-            return
-        half_life = min(self.half_life_images, max(images_seen, batch_size) / 10)
-        keep = 0.5 ** (batch_size / half_life)
-        for average, now in zip(self.decoder.parameters(), decoder.parameters(), strict=True):
-            average.lerp_(now, 1 - keep)
-        for kept, buffer in zip(self.decoder.buffers(), decoder.buffers(), strict=True):
-            kept.copy_(buffer)
-
-
 def train_step(
     networks: Networks,
     optimizers: Optimizers,
     batch: Batch,
     config: LossConfig,
     *,
-    beta: float,
+    beta: float | Tensor,
     augment: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
@@ -143,105 +74,193 @@ def train_step(
 
     Returns:
         Scalars, on the images' device, not yet synchronised with the host: prior, like, fool, catch, the mean D of each
-        kind of image, gradient norms, and kl_per_dimension (D,); those that the model's kind lacks are absent.
+        kind of image, gradient norms, spread_real and spread_sample (standard deviation of a pixel over the batch, mean
+        over pixels), and kl_per_dimension (D,); those that the model's kind lacks are absent.
     """
     with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        terms, stats = forward_terms(networks, batch, config, augment)
-    gradients = route_gradients(networks, optimizers.parameters, terms, config, beta)
-    average_over_workers(gradient for group in gradients.values() for gradient in group)
+        done = forward(networks, batch, config, augment)
+    gradients, waits = {}, []
+    for name, gradient in route_gradients(networks, optimizers.parameters, done, config, beta):
+        gradients[name] = gradient
+        waits.append(start_average(gradient))  # on its way while the next network's backward pass runs
+    for wait in waits:
+        wait()
     optimizers.step(gradients)  # only now: every gradient above belongs to the same weights
     norms = {f"gradient_norm_{name}": torch.stack(torch._foreach_norm(g)).norm() for name, g in gradients.items()}
-    return {name: value.detach() for name, value in (terms | stats | norms).items()}
+    return {name: value.detach() for name, value in (done.terms | done.stats | norms).items()}
 
 
-def forward_terms(
-    networks: Networks, batch: Batch, config: LossConfig, augment: float = 0.0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The objective's terms (prior, like, fool, catch) with their graph, and figures worth logging without one."""
-    x, labels = batch.x, networks.condition(batch.labels)
-    encoder, discriminator = networks.encoder, networks.discriminator
-    num_pixels = x[0].numel()
-    terms: dict[str, Tensor] = {}
-    stats: dict[str, Tensor] = {}
+@dataclass
+class Forward:
+    """What one forward pass leaves for the backward ones. The graph is cut at the images, so that each pass ends there.
 
-    latents, generated_labels = [], []
-    if encoder is not None:
-        mu, log_var = encoder(x, labels)
-        terms["prior"] = losses.kl_divergence(mu, log_var)
-        stats["kl_per_dimension"] = losses.kl_divergence_per_dimension(mu, log_var).detach()
-        latents.append(mu + (0.5 * log_var).exp() * batch.posterior_noise)
-        generated_labels.append(labels)
-    if discriminator is not None:
-        latents.append(batch.prior)
-        generated_labels.append(labels)  # the batch's own labels: prior samples follow the classes' frequencies
-    generated = networks.decoder(torch.cat(latents), torch.cat(generated_labels)).split(len(x))
+    Kinds of images: "real", "recon" (reconstructions), "sample" (from the prior), as far as the model's kind has them.
+    """
 
-    if encoder is not None:
-        pixel_weight = config.pixel_weight if discriminator is not None else config.pixel_weight or 1.0
-        terms["like"] = pixel_weight * losses.reconstruction(generated[0], x, num_pixels)
-        stats["pixel_error"] = (generated[0] - x).square().mean().detach()
-    if discriminator is None:
-        return terms, stats
+    generated: dict[str, Tensor] = field(default_factory=dict)
+    """The decoder's images by kind, each (N, C, H, W): where its graph ends."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """The same images as leaves: where the graphs of L_like and of the discriminator begin."""
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    """The discriminator's, (N,), of the kinds that play the game."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """prior, like, fool, catch, scalars with their graphs; and r1, the penalty, weight applied."""
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    """Figures worth logging, without a graph."""
 
-    draws = ([batch.recon_draws] if encoder is not None else []) + [batch.sample_draws]
-    real_draws = draws[0]  # the reconstruction's own, so that Dis_l compares like with like
-    seen_real = x.detach().requires_grad_(config.r1_weight > 0)
-    seen = torch.cat([seen_real, *generated])
-    if augment:
-        seen = diff_augment(seen, torch.cat([real_draws, *draws]), augment)
-    logits, features = discriminator(seen, labels.repeat(1 + len(generated), 1))
-    logits_real, *logits_generated = logits.split(len(x))
-    features_real, features_recon, *_ = features.split(len(x))
-    if encoder is not None:
-        terms["like"] = terms["like"] + losses.reconstruction(features_recon, features_real.detach(), num_pixels)
-        stats["d_recon"] = logits_generated[0].sigmoid().mean().detach()
+
+def forward(networks: Networks, batch: Batch, config: LossConfig, augment: float = 0.0) -> Forward:
+    """Every image once through every network that sees it, and the objective's terms."""
+    done = Forward()
+    labels = networks.condition(batch.labels)
+    latents: dict[str, Tensor] = {}
+    if networks.encoder is not None:
+        mu, log_var = networks.encoder(batch.x, labels)
+        done.terms["prior"] = losses.kl_divergence(mu, log_var)
+        done.stats["kl_per_dimension"] = losses.kl_divergence_per_dimension(mu, log_var)
+        latents["recon"] = mu + (0.5 * log_var).exp() * batch.posterior_noise
+    if networks.discriminator is not None:
+        latents["sample"] = batch.prior  # with the batch's own labels: samples follow the classes' frequencies
+    together: list[tuple[str, ...]] = (
+        [tuple(latents)] if has_batch_statistics(networks.decoder) else [(kind,) for kind in latents]
+    )
+    done.generated = _by_kind(networks.decoder, latents, labels, together)
+    done.images = {kind: image.detach().requires_grad_() for kind, image in done.generated.items()}
+    if networks.encoder is not None:
+        weight = config.pixel_weight if networks.discriminator is not None else config.pixel_weight or 1.0
+        num_pixels = batch.x[0].numel()
+        done.terms["like"] = weight * losses.reconstruction(done.images["recon"], batch.x, num_pixels)
+        done.stats["pixel_error"] = (done.generated["recon"] - batch.x).square().mean()
+    if networks.discriminator is not None:
+        _judge(networks.discriminator, batch, labels, done, config, augment)
+    return done
+
+
+def _judge(
+    discriminator: nn.Module, batch: Batch, labels: Tensor, done: Forward, config: LossConfig, augment: float
+) -> None:
+    """Show all images to the discriminator, and add what it says to `done`."""
+    real = batch.x.detach().requires_grad_(config.r1_weight > 0)
+    shown = {"real": real} | done.images
+    if augment:  # a reconstruction and its original get the same draws, so that Dis_l compares like with like
+        draws = {"real": batch.recon_draws if "recon" in shown else batch.sample_draws, "recon": batch.recon_draws}
+        shown = {kind: diff_augment(x, draws.get(kind, batch.sample_draws), augment) for kind, x in shown.items()}
+    if has_batch_statistics(discriminator):
+        together = [tuple(shown)]
+    elif config.r1_weight:
+        together = [(kind,) for kind in shown]  # R1's second derivative is of the real images alone
+    else:  # L_like's backward pass is through the reconstructions alone
+        together = [("real", "sample"), ("recon",)] if "recon" in shown else [("real", "sample")]
+    with parametrize.cached():  # one power iteration of a spectral norm a step, however many calls
+        verdicts = _by_kind(discriminator, shown, labels, together)
+    done.logits = {kind: logits for kind, (logits, _) in verdicts.items()}
+    for kind, logits in done.logits.items():
+        done.stats[f"d_{kind}"] = logits.sigmoid().mean()
+    if "recon" in shown:
+        target = verdicts["real"][1].detach()
+        likeness = losses.reconstruction(verdicts["recon"][1], target, batch.x[0].numel())
+        done.terms["like"] = done.terms["like"] + likeness
         if not config.adversarial_recon:
-            logits_generated = logits_generated[1:]
-    terms["fool"] = losses.generator_loss(*logits_generated, kind=config.adversarial)
-    terms["catch"] = losses.discriminator_loss(logits_real, *logits_generated)
+            del done.logits["recon"]
+    logits_real, *generated = (done.logits[kind] for kind in ("real", "recon", "sample") if kind in done.logits)
+    done.terms["fool"] = losses.generator_loss(*generated, kind=config.adversarial)
+    done.terms["catch"] = losses.discriminator_loss(logits_real, *generated)
     if config.r1_weight:
-        terms["catch"] = terms["catch"] + config.r1_weight * losses.r1_penalty(logits_real, seen_real)
-    stats["d_real"] = logits_real.sigmoid().mean().detach()
-    stats["d_sample"] = logits_generated[-1].sigmoid().mean().detach()
-    return terms, stats
+        done.terms["r1"] = config.r1_weight * losses.r1_penalty(logits_real, real)
+    done.stats["spread_real"] = batch.x.std(dim=0, correction=0).mean()
+    done.stats["spread_sample"] = done.generated["sample"].std(dim=0, correction=0).mean()
+
+
+def _by_kind(
+    network: nn.Module, inputs: dict[str, Tensor], labels: Tensor, together: list[tuple[str, ...]]
+) -> dict[str, Any]:
+    """A network's outputs (a tensor or several, rows first) for each kind of input, in one call per group of kinds.
+
+    Batch statistics want all kinds in one call; else a backward pass that starts from one group passes no other.
+    """
+    outputs: dict[str, Any] = {}
+    for kinds in together:
+        found = network(torch.cat([inputs[kind] for kind in kinds]), labels.repeat(len(kinds), 1))
+        if isinstance(found, Tensor):
+            outputs |= dict(zip(kinds, found.chunk(len(kinds)), strict=True))
+        else:
+            outputs |= dict(zip(kinds, zip(*(part.chunk(len(kinds)) for part in found), strict=True), strict=True))
+    return outputs
 
 
 def route_gradients(
-    networks: Networks, parameters: dict[str, list[Tensor]], terms: dict[str, Tensor], config: LossConfig, beta: float
-) -> dict[str, list[Tensor]]:
-    """Gradients of each network's own loss with respect to its own parameters, which *is* the routing.
+    networks: Networks,
+    parameters: Mapping[str, list[Tensor]],
+    done: Forward,
+    config: LossConfig,
+    beta: float | Tensor,
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each network's name and the gradients of its own loss with respect to its own parameters, one after the other.
 
     encoder: beta L_prior + L_like; decoder: gamma L_like + fooling; discriminator: catching. A loss reaches no network
     that does not ask for it: no L_GAN in the encoder, no L_like in the discriminator, no L_prior in the decoder.
+
+    The losses are taken back to the images first. From there the decoder gets both pulls, the encoder L_like's alone.
     """
-    own: dict[str, Tensor] = {}
-    if "prior" in terms:
-        own["encoder"] = beta * terms["prior"] + terms["like"]
-    if networks.discriminator is None:
-        own["decoder"] = terms["like"]
-    elif networks.encoder is None:
-        own["decoder"] = terms["fool"]
-    else:
-        own["decoder"] = config.gamma * terms["like"] + terms["fool"]
-    if "catch" in terms:
-        own["discriminator"] = terms["catch"]
-    gradients = {}
-    for name, loss in own.items():
-        wanted = parameters[name]
-        found = torch.autograd.grad(loss, wanted, retain_graph=name != list(own)[-1], materialize_grads=True)
-        gradients[name] = list(found)
-    return gradients
+    pulls = {kind: torch.zeros_like(image) for kind, image in done.images.items()}  # what the decoder is to follow
+    mixed = networks.discriminator is not None and has_batch_statistics(networks.discriminator)
+    like: dict[str, Tensor] = {}
+    if networks.encoder is not None:
+        # in a batch statistic the samples take part in the reconstructions' features too
+        concerned = {kind: image for kind, image in done.images.items() if mixed or kind == "recon"}
+        found = _gradients([done.terms["like"]], list(concerned.values()), keep=True)
+        like = dict(zip(concerned, found, strict=True))
+        gamma = config.gamma if networks.discriminator is not None else 1.0
+        pulls |= {kind: gamma * pull for kind, pull in like.items()}
+    if networks.discriminator is not None:
+        play = _one_game_of_all if mixed else _game_of_each
+        gradient, fool = play(parameters["discriminator"], done, config)
+        yield "discriminator", gradient
+        pulls |= {kind: pulls[kind] + pull for kind, pull in fool.items()}
+    yield (
+        "decoder",
+        _gradients(
+            list(done.generated.values()),
+            parameters["decoder"],
+            list(pulls.values()),
+            keep=networks.encoder is not None,
+        ),
+    )
+    if networks.encoder is not None:
+        prior = done.terms["prior"]
+        outputs = [prior, *(done.generated[kind] for kind in like)]
+        yield "encoder", _gradients(outputs, parameters["encoder"], [torch.ones_like(prior) * beta, *like.values()])
 
 
-def average_over_workers(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their mean over the process group's workers, in place, in one flat all-reduce."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return
-    everything = list(tensors)
-    flat = torch.cat([tensor.reshape(-1) for tensor in everything])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    at = 0
-    for tensor in everything:
-        tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
-        at += tensor.numel()
+def _game_of_each(
+    parameters: list[Tensor], done: Forward, config: LossConfig
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The discriminator's gradients and what would fool it, per kind of image, from one backward pass.
+
+    For discriminators that judge an image by itself: see `losses.fool_over_catch`.
+    """
+    images = {kind: done.images[kind] for kind in done.logits if kind != "real"}
+    penalty = [done.terms["r1"]] if "r1" in done.terms else []
+    slopes = [losses.catch_slope(logits.detach(), real=kind == "real") for kind, logits in done.logits.items()]
+    found = _gradients(
+        [*done.logits.values(), *penalty], [*parameters, *images.values()], [*slopes, *map(torch.ones_like, penalty)]
+    )
+    caught = dict(zip(images, found[len(parameters) :], strict=True))
+    ratios = {kind: losses.fool_over_catch(done.logits[kind].detach(), config.adversarial) for kind in images}
+    return found[: len(parameters)], {kind: ratios[kind][:, None, None, None] * caught[kind] for kind in images}
+
+
+def _one_game_of_all(
+    parameters: list[Tensor], done: Forward, config: LossConfig
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The same for a discriminator with batch statistics, where every logit depends on every image: two passes."""
+    fool = _gradients([done.terms["fool"]], list(done.images.values()), keep=True)
+    penalty = [done.terms["r1"]] if "r1" in done.terms else []
+    gradient = _gradients([done.terms["catch"], *penalty], parameters)
+    return gradient, dict(zip(done.images, fool, strict=True))
+
+
+def _gradients(
+    outputs: list[Tensor], inputs: list[Tensor], slopes: list[Tensor] | None = None, *, keep: bool = False
+) -> list[Tensor]:
+    return list(torch.autograd.grad(outputs, inputs, slopes, retain_graph=keep, materialize_grads=True))

@@ -2,22 +2,16 @@ import copy
 import multiprocessing
 import socket
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from vaegan.collectives import average_over_workers
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig, Networks
-from vaegan.steps import (
-    Batch,
-    DecoderAverage,
-    OptimizerConfig,
-    Optimizers,
-    average_over_workers,
-    forward_terms,
-    route_gradients,
-    train_step,
-)
+from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
+from vaegan.steps import Batch, forward, route_gradients, train_step
 
 LATENT = 6
 
@@ -55,70 +49,18 @@ def parameters(networks: Networks) -> dict[str, list[torch.Tensor]]:
     return Optimizers(networks, OptimizerConfig()).parameters
 
 
-# What each network's update is made of, as DESIGN's table has it: {network: {term: weight}}.
-BETA, GAMMA = 0.7, 0.3
-ROUTES = {
-    "encoder": {"prior": BETA, "like": 1.0, "fool": 0.0, "catch": 0.0},
-    "decoder": {"prior": 0.0, "like": GAMMA, "fool": 1.0, "catch": 0.0},
-    "discriminator": {"prior": 0.0, "like": 0.0, "fool": 0.0, "catch": 1.0},
-}
-
-
-@pytest.mark.parametrize("network", list(ROUTES))
-@pytest.mark.parametrize("term", ["prior", "like", "adversarial"])
-def test_each_loss_reaches_exactly_the_networks_it_is_meant_for(network, term):
-    """The nine cells: scaling one term changes one network's gradient by that term's own gradient, or not at all."""
-    networks = build()
-    config = LossConfig(gamma=GAMMA)
-    wanted = parameters(networks)[network]
-    names = ("fool", "catch") if term == "adversarial" else (term,)
-
-    terms, _ = forward_terms(networks, batch(), config)
-    before = route_gradients(networks, parameters(networks), dict(terms), config, BETA)[network]
-    terms, _ = forward_terms(networks, batch(), config)
-    scaled = {name: value * (3.0 if name in names else 1.0) for name, value in terms.items()}
-    after = route_gradients(networks, parameters(networks), scaled, config, BETA)[network]
-
-    terms, _ = forward_terms(networks, batch(), config)
-    own = sum(ROUTES[network][name] * terms[name] for name in names)
-    if torch.is_tensor(own) and any(ROUTES[network][name] for name in names):
-        expected = torch.autograd.grad(own, wanted, materialize_grads=True)
-        assert any(gradient.abs().max() > 1e-9 for gradient in expected)
-    else:
-        expected = [torch.zeros_like(parameter) for parameter in wanted]
-    for low, high, gradient in zip(before, after, expected, strict=True):
-        assert torch.allclose(high - low, 2 * gradient, atol=1e-9)
-
-
 def test_the_decoder_is_moved_to_fool_and_the_discriminator_to_catch():
     networks = build()
     config = LossConfig(gamma=0.0)
     optimizer = Optimizers(networks, OptimizerConfig(learning_rate=1e-4))
-    before, _ = forward_terms(networks, batch(), config)
-    gradients = route_gradients(networks, optimizer.parameters, before, config, 1.0)
+    before = forward(networks, batch(), config)
+    gradients = dict(route_gradients(networks, optimizer.parameters, before, config, 1.0))
     for name, term in (("decoder", "fool"), ("discriminator", "catch")):
         moved = copy.deepcopy(networks)
         with torch.no_grad():
             for parameter, gradient in zip(getattr(moved, name).parameters(), gradients[name], strict=True):
                 parameter -= 1e-4 * gradient
-        after, _ = forward_terms(moved, batch(), config)
-        assert after[term] < before[term]
-
-
-def test_each_network_is_called_once_in_a_step():
-    networks = build()
-    calls = dict.fromkeys(networks.present(), 0)
-
-    def count(name):
-        def hook(*_):
-            calls[name] += 1
-
-        return hook
-
-    for name, network in networks.present().items():
-        network.register_forward_hook(count(name))
-    train_step(networks, Optimizers(networks, OptimizerConfig()), batch(), LossConfig(), beta=1.0, augment=1.0)
-    assert calls == {"encoder": 1, "decoder": 1, "discriminator": 1}
+        assert forward(moved, batch(), config).terms[term] < before.terms[term]
 
 
 @pytest.mark.parametrize("kind", ["vaegan", "vae", "gan"])
@@ -166,42 +108,84 @@ def test_the_average_forgets_half_in_a_half_life():
     assert average.decoder.weight.item() == pytest.approx(0.5)
 
 
-def worker(rank: int, size: int, port: int, norm: str, queue) -> None:
+STEPS, ALL_ROWS = 50, 12
+
+
+def worker(rank: int, size: int, port: int, settings: dict, results) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     torch.set_num_threads(1)
     try:
-        queue.put((rank, trained(norm, 8 // size, rank, size)))
+        results.put((rank, trained(settings, rank, size)))
         dist.barrier()
     except Exception as error:
-        queue.put((rank, repr(error)))  # the test shall say so at once, not wait for a result that never comes
+        results.put((rank, repr(error)))  # the test shall say so at once, not wait for a result that never comes
     dist.destroy_process_group()
 
 
-def trained(norm: str, count: int, rank: int, size: int) -> dict[str, list]:
-    networks = build(norm=norm)
-    optimizers = Optimizers(networks, OptimizerConfig(name="rmsprop", learning_rate=1e-3))
-    for step in range(3):
-        train_step(networks, optimizers, batch(count, step, rank, size), LossConfig(), beta=1.0, augment=0.5)
-    return {name: value.tolist() for name, value in networks.state_dict().items()}
+def trained(settings: dict, rank: int, size: int) -> dict[str, np.ndarray]:
+    """Everything a run of 50 steps leaves: weights, running moments, decoder average."""
+    dtype, optimizer, network = settings["dtype"], settings["optimizer"], settings["network"]
+    networks = build(**network).to(dtype)
+    optimizers = Optimizers(networks, optimizer)
+    average = DecoderAverage(networks.decoder, 100)
+    share = ALL_ROWS // size
+    for step in range(STEPS):
+        drawn = batch(share, step, rank, size)
+        drawn = Batch(**{name: getattr(drawn, name).to(dtype) for name in drawn.__dataclass_fields__})
+        train_step(networks, optimizers, drawn, LossConfig(), beta=1.0, augment=0.5)
+        average.update(networks.decoder, (step + 1) * ALL_ROWS, ALL_ROWS)
+    found = networks.state_dict() | {f"average.{n}": v for n, v in average.decoder.state_dict().items()}
+    return {name: value.numpy() for name, value in found.items()}
 
 
-@pytest.mark.parametrize("norm", ["group", "batch"])
-def test_two_workers_update_as_one_with_the_whole_batch(norm):
+def trained_by(size: int, settings: dict) -> list[dict[str, np.ndarray]]:
+    """The same by `size` processes, one result each."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     context = multiprocessing.get_context("fork")  # a spawned child can't import this file by its name
-    queue = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, 2, port, norm, queue)) for rank in range(2)]
+    results = context.Queue()
+    processes = [context.Process(target=worker, args=(rank, size, port, settings, results)) for rank in range(size)]
     for process in processes:
         process.start()
-    found = dict(queue.get(timeout=120) for _ in processes)
+    found = dict(results.get(timeout=240) for _ in processes)
     for process in processes:
         process.join(timeout=60)
-    alone = trained(norm, 8, 0, 1)
-    for name, value in alone.items():
-        for rank in range(2):
-            assert torch.allclose(torch.tensor(found[rank][name]), torch.tensor(value), atol=1e-8), name
+    for result in found.values():
+        assert isinstance(result, dict), result
+    return [found[rank] for rank in range(size)]
+
+
+# Rounding alone parts two float32 runs for good: now and then an activation lies within 1e-7 of its kink, falls on the
+# other side of it, and an optimiser that divides by the gradient's size makes a whole step of the difference. A large
+# epsilon makes Adam's update linear in the gradient, so that float32 shows what data parallelism does and no more;
+# float64, where such a fall is a billion times rarer, compares the optimisers as people use them.
+PRECISIONS = {
+    "float32": (torch.float32, OptimizerConfig(learning_rate=1e-3, epsilon=10.0), 1e-4, 1e-6),
+    "float64": (torch.float64, OptimizerConfig(name="rmsprop", learning_rate=1e-4), 1e-9, 1e-12),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "network",
+    [dict(norm="group"), dict(norm="batch"), dict(norm="none", spectral_norm=True), dict(kind="gan")],
+    ids=["group", "batch", "none and spectral", "gan"],
+)
+def test_after_fifty_steps_n_workers_are_where_one_is_with_the_whole_batch_and_equal_each_other(network, precision):
+    dtype, optimizer, tolerance, typical = PRECISIONS[precision]
+    settings = dict(dtype=dtype, optimizer=optimizer, network=network)
+    alone = trained(settings, 0, 1)
+    start = {name: value.numpy() for name, value in build(**network).state_dict().items()}
+    moved = [np.abs(alone[name] - start[name]).max() for name in start if name.endswith("weight")]
+    for size in (2, 3):
+        first, *others = trained_by(size, settings)
+        for other in others:
+            assert all(np.array_equal(first[name], other[name]) for name in alone), size
+        apart = {name: np.abs(first[name] - value).max() for name, value in alone.items()}
+        assert max(apart.values()) < tolerance, (size, max(apart, key=apart.__getitem__))
+        assert np.median(list(apart.values())) < typical, size
+        assert max(moved) > 100 * typical  # else what was compared had hardly left its start
 
 
 def test_one_worker_averages_nothing():
