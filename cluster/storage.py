@@ -55,6 +55,9 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary.chmod(0o755)  # mkdtemp's 0700 would hide a shared dataset from colleagues
     try:
         yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

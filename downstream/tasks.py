@@ -31,9 +31,10 @@ from vaegan.checkpoint import MODEL
 from vaegan.classifier import Task
 from vaegan.evaluate import evaluate_images
 from vaegan.images import pixel_hash
-from vaegan.loop import SoloRun, train_loop
+from vaegan.loop import train_loop
 from vaegan.metrics.features import make_extractor
 from vaegan.recipe import Recipe, TrainConfig
+from vaegan.runs import SoloRun
 from vaegan.sampler import Sampler
 from vaegan.shards import DatasetWriter, Images, Manifest, dataset_sha256, read_manifest, read_split
 

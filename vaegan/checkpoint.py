@@ -1,7 +1,8 @@
 """Checkpoints of a run and exported models. Alone knows their file names; no pickle anywhere.
 
 checkpoint_000012800/   state.safetensors   networks, decoder average, optimisers
-                        state.json          images seen, the config it belongs to
+                        state.json          how far the run had come, the config it belongs to
+best_000012800/         the same, of the checkpoint that was best on the validation split
 model/                  model.safetensors   encoder, decoder (averaged), discriminator, mixtures
                         model.json          what is needed to use it, and the tensors' sha256
                         card.md             what a person should know before using it
@@ -31,15 +32,42 @@ MODEL, MODEL_JSON, CARD = "model.safetensors", "model.json", "card.md"
 FORMAT_VERSION = 1
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    images_seen: int = 0
+    rollbacks: int = 0
+    """How often the watchdog has taken it back."""
+    best_images: int = 0
+    """Images seen at the best checkpoint; 0 before there is one."""
+    best_value: float | None = None
+    """The validation metric there."""
+    stale: int = 0
+    """Checkpoints since the best one."""
+    watchdog: dict[str, Any] = field(default_factory=dict)
+    """What it remembers."""
+
+
 def checkpoint_name(images_seen: int) -> str:
     """Name of the checkpoint folder after so many images."""
     return f"checkpoint_{images_seen:09d}"
 
 
-def checkpoints(run_dir: Path) -> list[Path]:
+def best_name(images_seen: int) -> str:
+    """Name of the folder of the best checkpoint, seen after so many images."""
+    return f"best_{images_seen:09d}"
+
+
+def checkpoints(run_dir: Path, pattern: str = r"checkpoint_\d{9}") -> list[Path]:
     """Complete checkpoint folders of a run, oldest first."""
-    found = [path for path in run_dir.glob("checkpoint_*") if re.fullmatch(r"checkpoint_\d{9}", path.name)]
+    found = [path for path in run_dir.glob("*") if re.fullmatch(pattern, path.name)]
     return sorted(filter(is_checkpoint, found))
+
+
+def bests(run_dir: Path) -> list[Path]:
+    """Folders of the best checkpoints that a run had, oldest first; the newest is the best."""
+    return checkpoints(run_dir, r"best_\d{9}")
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -47,26 +75,35 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / STATE_JSON).is_file() and (folder / STATE).is_file()
 
 
-def write_state(
-    folder: Path,
-    networks: Networks,
-    average: DecoderAverage,
-    optimizers: Optimizers,
-    *,
-    images_seen: int,
-    config: dict[str, Any],
-) -> None:
-    """Write all of a run's state into an existing folder; the JSON last."""
+def state_tensors(networks: Networks, average: DecoderAverage, optimizers: Optimizers) -> dict[str, Tensor]:
+    """All that training changes, by name; not copied."""
     tensors = {f"networks.{name}": value for name, value in networks.state_dict().items()}
     if average.half_life_images:
         tensors |= {f"average.{name}": value for name, value in average.decoder.state_dict().items()}
     tensors |= {f"optimizers.{name}": value for name, value in optimizers.tensors().items()}
+    return tensors
+
+
+def load_state(tensors: dict[str, Tensor], networks: Networks, average: DecoderAverage, optimizers: Optimizers) -> None:
+    """Take over what `state_tensors` returned, copied.
+
+    Raises:
+        RuntimeError, KeyError, ValueError, TypeError: it is of other networks or of other optimisers.
+    """
+    networks.load_state_dict(_below(tensors, "networks."))
+    if average.half_life_images:
+        average.decoder.load_state_dict(_below(tensors, "average."))
+    optimizers.load(_below(tensors, "optimizers."))
+
+
+def write_state(folder: Path, tensors: dict[str, Tensor], progress: Progress, config: dict[str, Any]) -> None:
+    """Write a checkpoint into an existing folder; the JSON last."""
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / STATE)
-    write_json(folder / STATE_JSON, {"format": FORMAT_VERSION, "images_seen": images_seen, "config": config})
+    write_json(folder / STATE_JSON, {"format": FORMAT_VERSION, "config": config} | asdict(progress))
 
 
-def read_state(folder: Path, networks: Networks, average: DecoderAverage, optimizers: Optimizers) -> int:
-    """Restore what `write_state` wrote, in place; returns the images seen.
+def read_state(folder: Path, networks: Networks, average: DecoderAverage, optimizers: Optimizers) -> Progress:
+    """Restore what `write_state` wrote, in place.
 
     Raises:
         UserError: the folder isn't a checkpoint, is damaged, or belongs to networks of other shapes.
@@ -74,11 +111,8 @@ def read_state(folder: Path, networks: Networks, average: DecoderAverage, optimi
     about = read_json(folder / STATE_JSON)
     tensors = _load(folder / STATE, "checkpoint")
     try:
-        networks.load_state_dict(_below(tensors, "networks."))
-        if average.half_life_images:
-            average.decoder.load_state_dict(_below(tensors, "average."))
-        optimizers.load(_below(tensors, "optimizers."))
-        return int(about["images_seen"])
+        load_state(tensors, networks, average, optimizers)
+        return Progress(**{name: about[name] for name in Progress.__dataclass_fields__ if name in about})
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{folder} doesn't fit this run's networks ({' '.join(str(error).split())[:160]}): "
@@ -106,6 +140,8 @@ class ModelInfo:
     num_training_images: int
     data_sha256: str
     """Of the training images' hashes, sorted."""
+    chosen: str = ""
+    """Which of the run's checkpoints this is, and by what."""
     tensors_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -198,9 +234,9 @@ def read_card(folder: Path) -> str:
     return (folder / CARD).read_text(encoding="utf-8")
 
 
-def remove_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of a run."""
-    for path in checkpoints(run_dir)[: -keep or None]:
+def remove_all_but(folders: list[Path], keep: int) -> None:
+    """Remove all but the last `keep` of these checkpoint folders."""
+    for path in folders[: -keep or None]:
         shutil.rmtree(path)
 
 

@@ -24,6 +24,8 @@ from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
 from vaegan.recipe import Recipe
 from vaegan.sampler import Sampler
 from vaegan.shards import Images, Manifest, read_manifest, read_split
+from vaegan.validation import ValidationConfig
+from vaegan.watchdog import WatchdogConfig
 
 MIXTURE_SEED = 0
 
@@ -73,6 +75,7 @@ def export(
     recipe: Recipe,
     seed: int,
     images_seen: int,
+    chosen: str,
     name: str,
     version: str,
     started_s: float,
@@ -97,6 +100,7 @@ def export(
         images_seen=images_seen,
         num_training_images=len(images),
         data_sha256=digest,
+        chosen=chosen,
         provenance=provenance(seed=seed, started_s=started_s, inputs={"training images": digest}),
     )
     export_model(folder, networks, fit_mixtures(networks, images.pixels, labels, info), info, card(info))
@@ -125,6 +129,7 @@ def card(info: ModelInfo) -> str:
 | images | {info.size}x{info.size}, {"grey" if info.channels == 1 else "colour"} |
 | classes | {counts or "none: unconditional"} |
 | trained on | {info.num_training_images} images, {info.images_seen} seen in all |
+| checkpoint | {info.chosen or "not recorded"} |
 | data | sha256 of the images' sorted hashes: `{info.data_sha256}` |
 | latent sources | {", ".join(info.latents)} |
 | git revision | {info.provenance.get("git_revision")} |
@@ -158,7 +163,10 @@ def export_checkpoint(config: ExportConfig) -> int:
         )
     run = read_json(config.checkpoint.parent / "config.json")
     settings = run["config"]
-    nested = {"model": NetworkConfig, "loss": LossConfig, "optimizer": OptimizerConfig}
+    nested = {
+        "model": NetworkConfig, "loss": LossConfig, "optimizer": OptimizerConfig,
+        "validation": ValidationConfig, "watchdog": WatchdogConfig,
+    }  # fmt: skip
     plain = {name: settings[name] for name in Recipe.__dataclass_fields__ if name not in nested}
     recipe = Recipe(**plain, **{name: kind(**settings[name]) for name, kind in nested.items()})
     manifest = read_manifest(Path(settings["data"]))
@@ -170,11 +178,11 @@ def export_checkpoint(config: ExportConfig) -> int:
     torch.manual_seed(settings["seed"])
     networks = build(recipe, manifest)
     average = DecoderAverage(networks.decoder, recipe.average_half_life_images)
-    seen = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer))
+    seen = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer)).images_seen
     export(
         config.out, networks, average, images, manifest,
-        recipe=recipe, seed=settings["seed"], images_seen=seen, name=config.name, version=config.version,
-        started_s=started_s,
+        recipe=recipe, seed=settings["seed"], images_seen=seen, chosen=config.checkpoint.name,
+        name=config.name, version=config.version, started_s=started_s,
     )  # fmt: skip
     print(config.out)
     return 0

@@ -1,112 +1,42 @@
-"""`train_loop`: the epochs, logs, grids and checkpoints of one worker. Plain PyTorch: `vaegan.worker` brings Ray."""
+"""`train_loop`: the steps, checkpoints and rollbacks of one worker. Plain PyTorch: `vaegan.worker` brings Ray."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
-from cluster.cli import as_dict
 from cluster.errors import UserError
-from cluster.storage import atomic_directory, atomic_file, read_json, write_json
+from cluster.storage import atomic_directory
 from vaegan.checkpoint import (
-    checkpoint_name,
-    checkpoints,
-    is_model,
+    Progress,
+    best_name,
+    bests,
+    load_state,
+    read_model,
     read_state,
-    remove_checkpoints,
+    remove_all_but,
+    state_tensors,
     write_state,
 )
-from vaegan.collectives import average_over_workers
-from vaegan.export import build, data_sha256, export
-from vaegan.images import encode_png, grid, to_pixels, to_tensor
-from vaegan.latents import prior
-from vaegan.networks import Networks
+from vaegan.collectives import average_over_workers, broadcast_number
+from vaegan.export import build, export
+from vaegan.images import to_device, to_tensor
+from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
-from vaegan.recipe import Recipe, TrainConfig, choose_dtype
+from vaegan.recipe import TrainConfig, choose_dtype
+from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, model_folder, settings, tidy
 from vaegan.shards import Images, Manifest, read_manifest, read_split
 from vaegan.steps import Batch, train_step
+from vaegan.validation import Validation
+from vaegan.watchdog import Fault, Memory, Watchdog
 
-__all__ = ["Recipe", "SoloRun", "TrainConfig", "check_run", "model_folder", "train_loop"]
-
-GRID_SEED = 1_000_003
 LOGS_PER_CHECKPOINT = 10
-# What may differ between the command that started a run and the one that resumes it: where it runs, not what it makes.
-FREE_TO_CHANGE = ("num_workers", "gpu", "keep_checkpoints", "cluster", "publish_to", "data", "run_dir")
-
-
-class Run(Protocol):
-    """Where a worker's checkpoints go and come from: this process's disk, or Ray Train."""
-
-    world_rank: int
-    world_size: int
-    device: torch.device
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-
-    def save(self, write: Callable[[Path], None], images_seen: int, metrics: dict[str, float]) -> None:
-        """Keep a checkpoint, of which `write` fills a folder; called by every worker, `write` runs on the first."""
-
-
-class SoloRun:
-    """A run in this process alone."""
-
-    world_rank, world_size = 0, 1
-
-    def __init__(self, run_dir: Path, keep: int, device: torch.device | str = "cpu") -> None:
-        self.run_dir, self.keep, self.device = run_dir, keep, torch.device(device)
-
-    def latest(self) -> Path | None:
-        found = checkpoints(self.run_dir)
-        return found[-1] if found else None
-
-    def save(self, write: Callable[[Path], None], images_seen: int, metrics: dict[str, float]) -> None:
-        target = self.run_dir / checkpoint_name(images_seen)
-        if not target.exists():
-            with atomic_directory(target) as temporary:
-                write(temporary)
-        if self.keep:
-            remove_checkpoints(self.run_dir, self.keep)
-
-
-def model_folder(run_dir: Path) -> Path:
-    """Where a finished run's model is."""
-    return run_dir / "model"
-
-
-def check_run(config: TrainConfig, images: Images) -> bool:
-    """Claim the run's folder for this config; True when its model is there already.
-
-    Raises:
-        UserError: too few images, or the folder holds a run of another config or of other images.
-    """
-    if len(images) < config.batch_size:
-        raise UserError(
-            f"{len(images)} training images in {config.data}, fewer than batch_size {config.batch_size}: "
-            f"add images or choose a batch_size of at most {len(images)}"
-        )
-    content = {"config": as_dict(config), "data_sha256": data_sha256(images), "num_training_images": len(images)}
-    path = config.run_dir / "config.json"
-    if not path.exists():
-        write_json(path, content)
-        return False
-    before = read_json(path)
-    old, new = before["config"], as_dict(config)
-    differ = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
-    differ += ["the training images"] if before["data_sha256"] != content["data_sha256"] else []
-    if differ:
-        raise UserError(
-            f"{config.run_dir} holds a run that differs in {', '.join(differ)}: "
-            "choose another --run-dir, or repeat the first run's settings to resume it"
-        )
-    return is_model(model_folder(config.run_dir))
 
 
 def train_loop(
@@ -121,7 +51,8 @@ def train_loop(
     a run killed anywhere and started again ends as one that was not.
 
     Args:
-        images: training rows, instead of the train split of `config.data`, which then only tells classes and size.
+        images: training rows, instead of the train split of `config.data`, which then tells classes and size, and has
+            the validation split.
         progress: called with every line of stats.jsonl.
         run: where checkpoints go; by default this process's own `SoloRun`.
 
@@ -129,8 +60,7 @@ def train_loop(
         The model folder.
 
     Raises:
-        UserError: see `check_run`.
-        FloatingPointError: a loss became NaN or infinite.
+        UserError: see `check_run`; or the run failed (`TrainingFailedError`).
     """
     started_s = time.time()
     manifest = read_manifest(config.data)
@@ -139,55 +69,252 @@ def train_loop(
     if run.world_rank == 0 and check_run(config, images):
         return model_folder(config.run_dir)
 
-    torch.manual_seed(config.seed)
-    networks = build(config, manifest).to(run.device).to(memory_format=torch.channels_last)
-    average = DecoderAverage(networks.decoder, config.average_half_life_images)
-    optimizers = Optimizers(networks, config.optimizer)
-    dtype = choose_dtype(config.precision, run.device)
+    training = Training(config, manifest, run)
     latest = run.latest()
-    seen = read_state(latest, networks, average, optimizers) if latest else 0
+    if latest:
+        training.resume(latest)
+    journal = validation = None
+    if run.world_rank == 0:
+        tidy(config.run_dir, training.progress.images_seen)
+        training.keep_best()  # again, if a sudden end came between a checkpoint and this copy of it
+        validation = _validation(config, manifest)
+        journal = Journal(config, manifest, images, training.progress, progress)
+        if not latest:
+            journal.grids(training.networks, training.average, run.device, 0)
+    good = training.snapshot()
+    while not training.done:
+        training.networks.train()
+        metrics, fault = _advance(training, images, run, journal)
+        if fault:
+            _roll_back(training, good, fault, journal)
+        else:
+            _checkpoint(training, run, validation, journal, metrics)
+            good = training.snapshot()
+    if journal:
+        _export(training, images, manifest, started_s)
+        journal.finished()
+    return model_folder(config.run_dir)
 
-    journal = Journal(config, manifest, images, seen, progress) if run.world_rank == 0 else None
-    if journal and not seen:
-        journal.grids(networks, average, run.device, dtype, 0)
-    since = Window(seen)
-    networks.train()
-    for x, labels in batches(images, config, seen, run):
+
+class Training:
+    """All that training changes, and how far it has come."""
+
+    def __init__(self, config: TrainConfig, manifest: Manifest, run: Run) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.run = config, run
+        self.networks = build(config, manifest)
+        if config.warm_start is not None:
+            _warm_start(self.networks, config.warm_start)
+        self.networks.to(run.device).to(memory_format=torch.channels_last)
+        self.average = DecoderAverage(self.networks.decoder, config.average_half_life_images)
+        self.optimizers = Optimizers(self.networks, config.optimizer)
+        self.dtype = choose_dtype(config.precision, run.device)
+        self.watchdog = Watchdog(config.watchdog)
+        self.progress = Progress()
+
+    @property
+    def done(self) -> bool:
+        """Whether all images were seen, or the validation metric stopped to improve."""
+        patience = self.config.validation.patience
+        return self.progress.images_seen >= self.config.total_images or 0 < patience <= self.progress.stale
+
+    @property
+    def _everything(self) -> tuple[Any, Any, Any]:
+        return self.networks, self.average, self.optimizers
+
+    def step(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One update with this worker's part of a batch; returns its figures."""
+        config, seen = self.config, self.progress.images_seen
         batch = Batch.draw(
             x, labels, config.model.latent_dim,
-            seed=config.seed, step=seen // config.batch_size, worker=run.world_rank, num_workers=run.world_size,
+            seed=config.seed, step=seen // config.batch_size,
+            worker=self.run.world_rank, num_workers=self.run.world_size,
         )  # fmt: skip
-        beta = config.loss.beta * min(1.0, (seen + config.batch_size) / max(config.loss.kl_warmup_images, 1))
-        terms = train_step(networks, optimizers, batch, config.loss, beta=beta, augment=config.augment, dtype=dtype)
+        figures = train_step(
+            self.networks, self.optimizers, batch, config.loss,
+            beta=self.beta, augment=config.augment, dtype=self.dtype,
+        )  # fmt: skip
         seen += config.batch_size
-        average.update(networks.decoder, seen, config.batch_size)
-        since.add(terms)
-        done = seen == config.total_images
-        at_checkpoint = done or seen % config.checkpoint_every == 0
-        if not (at_checkpoint or seen % _log_every(config) == 0):
+        self.average.update(self.networks.decoder, seen, config.batch_size)
+        self.progress = replace(self.progress, images_seen=seen)
+        return figures
+
+    @property
+    def beta(self) -> float:
+        """The next step's weight of L_prior."""
+        loss = self.config.loss
+        warm = (self.progress.images_seen + self.config.batch_size) / max(loss.kl_warmup_images, 1)
+        return loss.beta * min(1.0, warm)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], Progress]:
+        """A copy of everything, to come back to."""
+        tensors = {
+            name: value.detach().clone(memory_format=torch.preserve_format)
+            for name, value in state_tensors(*self._everything).items()
+        }
+        return tensors, replace(self.progress, watchdog=asdict(self.watchdog.memory))
+
+    def return_to(self, snapshot: tuple[dict[str, Tensor], Progress]) -> None:
+        """Go back to a snapshot, with lower learning rates than the time before."""
+        rollbacks = self.progress.rollbacks + 1
+        tensors, progress = snapshot
+        load_state(tensors, *self._everything)
+        self._continue_from(replace(progress, rollbacks=rollbacks))
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
+        self._continue_from(read_state(checkpoint, *self._everything))
+
+    def _continue_from(self, progress: Progress) -> None:
+        self.progress = progress
+        self.watchdog.memory = Memory(**progress.watchdog)
+        self.optimizers.scale_rates(self.config.watchdog.rate_factor**progress.rollbacks)
+
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint."""
+        progress = replace(self.progress, watchdog=asdict(self.watchdog.memory))
+        write_state(folder, state_tensors(*self._everything), progress, settings(self.config))
+
+    def broken(self) -> Fault | None:
+        """A fault of the weights themselves: the figures of a step are those of the weights before it."""
+        sizes = {
+            name: torch.stack(torch._foreach_norm(group)).norm() for name, group in self.optimizers.parameters.items()
+        }
+        wrong = [name for name, size in sizes.items() if not size.isfinite()]
+        if not wrong:
+            return None
+        return Fault(f"the weights of {', '.join(wrong)} became NaN or infinite", "lower the learning rates")
+
+    def keep_best(self) -> None:
+        """Keep this state as the best one, if it is that and isn't there yet."""
+        seen, best = self.progress.images_seen, self.progress.best_images
+        target = self.config.run_dir / best_name(best)
+        if not seen or seen != best or target.exists():
+            return
+        with atomic_directory(target) as temporary:
+            self.write(temporary)
+        # the one before stays: a run that is killed now may resume from before this one
+        remove_all_but(bests(self.config.run_dir), 2)
+
+
+def _warm_start(networks: torch.nn.Module, model: Path) -> None:
+    """Begin with a model's weights.
+
+    Raises:
+        UserError: it isn't a model, or one of other networks.
+    """
+    before, _, info = read_model(model)
+    try:
+        networks.load_state_dict(before.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"{model} can't start this run ({' '.join(str(error).split())[:160]}): expected networks of the same "
+            f"kind, width, size and classes; it is a {info.kind} of width {info.networks.width} for {info.size} pixels"
+            f" and {len(info.classes)} classes"
+        ) from None
+
+
+def _validation(config: TrainConfig, manifest: Manifest) -> Validation | None:
+    if config.validation.metric == "none" or "val" not in manifest.splits:
+        return None
+    images = read_split(config.data, "val")
+    return Validation(config.validation, images) if len(images) else None
+
+
+def _advance(
+    training: Training, images: Images, run: Run, journal: Journal | None
+) -> tuple[dict[str, Any], Fault | None]:
+    """Take steps until a checkpoint is due or a log shows a fault; returns the last log's figures, and the fault.
+
+    All logs but that of a checkpoint are written.
+    """
+    config = training.config
+    start = training.progress.images_seen
+    window = Window(start)
+    metrics: dict[str, Any] = {}
+    for x, labels in batches(images, config, start, run):
+        beta = training.beta
+        window.add(training.step(x, labels))
+        seen = training.progress.images_seen
+        if not (seen % _log_every(config) == 0 or seen % config.checkpoint_every == 0 or seen == config.total_images):
             continue
-        metrics = since.close(seen)
+        metrics = window.close(seen) | {"beta": beta, "precision": str(training.dtype).removeprefix("torch.")}
+        if run.device.type == "cuda":
+            metrics["gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(run.device))
+        fault = training.watchdog.examine(metrics) or training.broken()
+        due = seen // config.checkpoint_every > start // config.checkpoint_every
+        # a checkpoint is a place to come back to: none is made while a fault may be building up
+        if not fault and (seen == config.total_images or (due and not training.watchdog.suspicious)):
+            break
         if journal:
-            journal.log(metrics | {"beta": beta, "precision": str(dtype).removeprefix("torch.")})
-        if at_checkpoint:
-            if journal:
-                journal.grids(networks, average, run.device, dtype, seen)
-                networks.train()
-            run.save(
-                lambda folder, seen=seen: write_state(  # type: ignore[misc]
-                    folder, networks, average, optimizers, images_seen=seen, config=as_dict(config)
-                ),
-                seen,
-                {name: value for name, value in metrics.items() if isinstance(value, float)},
-            )
+            journal.log(metrics)
+        if fault:
+            return metrics, fault
+    return metrics, None
+
+
+def _roll_back(
+    training: Training, good: tuple[dict[str, Tensor], Progress], fault: Fault, journal: Journal | None
+) -> None:
+    """Return to the last good state with lower learning rates, unless that was done often enough.
+
+    Raises:
+        TrainingFailedError: it was.
+    """
+    config, seen, back = training.config.watchdog, training.progress.images_seen, good[1].images_seen
+    if training.progress.rollbacks >= config.max_rollbacks:
+        tried = (
+            f"after {config.max_rollbacks} rollbacks, the last to image {back}, with learning rates down to "
+            f"{config.rate_factor**config.max_rollbacks:.3g} of the configured ones"
+            if config.max_rollbacks
+            else "and watchdog.max_rollbacks is 0"
+        )
+        reason = f"training in {training.config.run_dir} failed at image {seen}: {fault.what}; {tried}; {fault.remedy}"
+        if journal:
+            journal.failed(reason)
+        raise TrainingFailedError(reason)
+    training.return_to(good)
     if journal:
-        journal.close()
-        export(
-            model_folder(config.run_dir), networks, average, images, manifest,
-            recipe=config, seed=config.seed, images_seen=seen, name=config.name, version=config.version,
-            started_s=started_s,
-        )  # fmt: skip
-    return model_folder(config.run_dir)
+        journal.rewind(training.progress, fault)
+
+
+def _checkpoint(
+    training: Training, run: Run, validation: Validation | None, journal: Journal | None, metrics: dict[str, Any]
+) -> None:
+    """Validate, log, show, and keep the state; as the best one too, if it is."""
+    progress, seen = training.progress, training.progress.images_seen
+    training.networks.eval()
+    mine = validation.value(training.networks, training.average.decoder.eval()) if validation else math.nan
+    value = broadcast_number(mine)
+    if not math.isnan(value):
+        metrics = metrics | {f"validation_{training.config.validation.metric}": value}
+        if progress.best_value is None or value < progress.best_value:
+            training.progress = replace(progress, best_images=seen, best_value=value, stale=0)
+        else:
+            training.progress = replace(progress, stale=progress.stale + 1)
+    if journal:
+        journal.log(metrics)
+        journal.grids(training.networks, training.average, run.device, seen)
+    run.save(training.write, seen, {name: value for name, value in metrics.items() if isinstance(value, float)})
+    if run.world_rank == 0:
+        training.keep_best()
+
+
+def _export(training: Training, images: Images, manifest: Manifest, started_s: float) -> None:
+    """Export the best checkpoint, or the last state where there is no best one."""
+    config, progress = training.config, training.progress
+    chosen, last = "last", progress.images_seen
+    if progress.best_value is not None:
+        training.resume(config.run_dir / best_name(progress.best_images))
+        chosen = (
+            f"best of {last // config.checkpoint_every} on the validation split: {config.validation.metric} "
+            f"{progress.best_value:.4g}"
+        )
+    export(
+        model_folder(config.run_dir), training.networks, training.average, images, manifest,
+        recipe=config, seed=config.seed, images_seen=training.progress.images_seen, chosen=chosen,
+        name=config.name, version=config.version, started_s=started_s,
+    )  # fmt: skip
 
 
 def batches(images: Images, config: TrainConfig, seen: int, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
@@ -206,8 +333,8 @@ def batches(images: Images, config: TrainConfig, seen: int, run: Run) -> Iterato
             order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
         at = step % steps_per_epoch * config.batch_size + run.world_rank * share
         rows = order[at : at + share]
-        x = to_tensor(images.pixels[rows]).to(run.device, memory_format=torch.channels_last)
-        yield x, labels[rows].to(run.device)
+        x = to_tensor(images.pixels[rows], run.device).contiguous(memory_format=torch.channels_last)
+        yield x, to_device(labels[rows], run.device)
 
 
 def _log_every(config: TrainConfig) -> int:
@@ -221,99 +348,18 @@ class Window:
         self.sums: dict[str, Tensor] = {}
         self.seen, self.steps, self.started_s = seen, 0, time.perf_counter()
 
-    def add(self, terms: dict[str, Tensor]) -> None:
+    def add(self, figures: dict[str, Tensor]) -> None:
         """Add one step's figures."""
-        self.sums = {name: self.sums[name] + value if self.steps else value.clone() for name, value in terms.items()}
+        if not self.steps:
+            self.sums = {name: value.clone() for name, value in figures.items()}
+        else:
+            torch._foreach_add_(list(self.sums.values()), [figures[name] for name in self.sums])
         self.steps += 1
 
     def close(self, seen: int) -> dict[str, Any]:
-        """The means over steps and workers as numbers, with images seen and images/s, and start anew.
-
-        Raises:
-            FloatingPointError: one of them is NaN or infinite.
-        """
+        """The means over steps and workers as numbers, with images seen and images/s, and start anew."""
         average_over_workers(self.sums.values())
         means = {name: (value / self.steps).tolist() for name, value in self.sums.items()}
-        wrong = [name for name, value in means.items() if isinstance(value, float) and not math.isfinite(value)]
-        if wrong:
-            raise FloatingPointError(
-                f"training diverged before image {seen}: {', '.join(wrong)} is not finite; "
-                "lower optimizer.learning_rate, or resume with --precision float32"
-            )
         rate = (seen - self.seen) / (time.perf_counter() - self.started_s)
         self.sums, self.seen, self.steps, self.started_s = {}, seen, 0, time.perf_counter()
         return {"images": seen, "images_per_s": rate} | means
-
-
-class Journal:
-    """What a run tells people: stats.jsonl, TensorBoard events and picture grids. One worker writes it."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        manifest: Manifest,
-        images: Images,
-        seen: int,
-        progress: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self.config, self.manifest, self.progress = config, manifest, progress
-        self.stats = config.run_dir / "stats.jsonl"
-        self._forget_after(seen)
-        self.board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=seen or None)
-        self.labels, self.columns = self._grid_labels()
-        first = [np.flatnonzero(images.labels[:, k])[:2] for k in range(images.labels.shape[1])]
-        self.examples = images.take(np.concatenate(first)[:16] if first else np.arange(min(8, len(images))))
-
-    def _forget_after(self, seen: int) -> None:
-        """Drop log lines past the checkpoint a run resumes from: it will write them again."""
-        if self.stats.exists():
-            lines = [line for line in self.stats.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            with atomic_file(self.stats) as temporary:
-                temporary.write_text("".join(line for line in lines if json.loads(line)["images"] <= seen))
-
-    def _grid_labels(self) -> tuple[np.ndarray, int]:
-        """Labels of the sample grid: a row of 8 per class (up to 8 classes), or 4 rows without classes."""
-        num_classes = len(self.manifest.classes)
-        if self.config.model.conditional and num_classes > 1:
-            return np.repeat(np.eye(num_classes, dtype=np.uint8)[:8], 8, axis=0), 8
-        return np.zeros((32, num_classes), dtype=np.uint8), 8
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Append a line to stats.jsonl, and its numbers to TensorBoard."""
-        with self.stats.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        for name, value in metrics.items():
-            if isinstance(value, float):
-                self.board.add_scalar(name, value, metrics["images"])
-        if "kl_per_dimension" in metrics:
-            self.board.add_histogram("kl_per_dimension", np.array(metrics["kl_per_dimension"]), metrics["images"])
-        if self.progress:
-            self.progress(metrics)
-
-    @torch.inference_mode()
-    def grids(
-        self, networks: Networks, average: DecoderAverage, device: torch.device, dtype: torch.dtype, seen: int
-    ) -> None:
-        """Fixed-seed samples, and real images above their reconstructions, as PNG files and in TensorBoard.
-
-        Made as the model will make them: averaged decoder, evaluation mode, float32.
-        """
-        networks.eval()
-        decoder = average.decoder.eval()
-        z = torch.from_numpy(prior(GRID_SEED, np.arange(len(self.labels)), self.config.model.latent_dim)).to(device)
-        labels = networks.condition(torch.from_numpy(self.labels).float().to(device))
-        self._picture("samples", grid(to_pixels(decoder(z, labels)), self.columns), seen)
-        if networks.encoder is not None:
-            labels = networks.condition(torch.from_numpy(self.examples.labels).float().to(device))
-            mu, _ = networks.encoder(to_tensor(self.examples.pixels).to(device), labels)
-            pairs = np.concatenate([self.examples.pixels, to_pixels(decoder(mu, labels))])
-            self._picture("reconstructions", grid(pairs, len(self.examples)), seen)
-
-    def _picture(self, name: str, sheet: np.ndarray, seen: int) -> None:
-        with atomic_file(self.config.run_dir / "grids" / f"{name}_{seen:09d}.png") as temporary:
-            temporary.write_bytes(encode_png(sheet, {"Comment": f"synthetic; {seen} images seen"}))
-        self.board.add_image(name, sheet, seen, dataformats="HWC")
-
-    def close(self) -> None:
-        """Flush TensorBoard's events."""
-        self.board.close()

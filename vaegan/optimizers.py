@@ -69,6 +69,8 @@ class Optimizers:
             for parameter, gradient in zip(self.parameters[name], gradients[name], strict=True):
                 parameter.grad = _laid_out_as(parameter, gradient)
             optimizer.step()
+            for parameter in self.parameters[name]:
+                parameter.grad = None  # else two sets of gradients live side by side in the next step
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimisers' own state, by name; empty before the first step."""

@@ -10,6 +10,8 @@ from cluster.config import ClusterConfig
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig
+from vaegan.validation import ValidationConfig
+from vaegan.watchdog import WatchdogConfig
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -24,6 +26,10 @@ class Recipe:
     """The objective."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """How weights move."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """How the best checkpoint is chosen."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """When a run counts as lost."""
     batch_size: int = 32
     """Images per update summed over all workers, so that it means the same on any number of them."""
     total_images: int = 128_000
@@ -31,7 +37,7 @@ class Recipe:
     augment: float = 0.0
     """Strength of DiffAugment on what the discriminator sees; 1 is the reference's, 0 none."""
     average_half_life_images: int = 0
-    """Half-life of the moving average of the decoder that samples are drawn from; 0 keeps none."""
+    """Half-life in images of the moving average of the decoder that samples are drawn from; 0 keeps none."""
     precision: Precision = "auto"
     """`auto` is bfloat16 where the processor or GPU computes in it, else float32."""
 
@@ -45,6 +51,8 @@ class Recipe:
                 f"total_images ({self.total_images}) must be a multiple of batch_size ({self.batch_size}); "
                 f"the nearest is {below}"
             )
+        if self.validation.metric == "reconstruction" and self.model.kind == "gan":
+            raise ValueError("validation.metric reconstruction needs an encoder, and model.kind gan has none")
         if self.augment < 0 or self.average_half_life_images < 0:
             raise ValueError("augment and average_half_life_images: expected 0 or more")
 
@@ -65,8 +73,22 @@ class TrainConfig(Recipe):
     """Of the initial weights, the order of the images and the noise."""
     num_workers: int = 1
     """Ray Train workers; 0 trains in this process, without Ray."""
+    min_workers: int | None = None
+    """Workers to go on with when nodes are gone and no others come; without it, all `num_workers` or none."""
+    max_failures: int = 3
+    """Times that workers which died are replaced before the command gives up; the same command then goes on."""
     gpu: bool = False
     """Give each worker a GPU."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on where a run in run_dir stopped; `never` refuses a folder that has one."""
+    warm_start: Path | None = None
+    """Model folder whose weights are the run's first ones; its networks must be of the same shapes."""
+    dry_run: bool = False
+    """Print networks, parameters, steps, and estimates of memory and time; train and write nothing."""
+    mlflow: str | None = None
+    """Tracking URI of an MLflow store to log to as well, such as sqlite:///mlflow.db (needs augray[mlflow])."""
+    mlflow_experiment: str = "augray"
+    """Name of the experiment there."""
     checkpoint_images: int = 0
     """Images between checkpoints and sample grids; 0 makes ten in a run."""
     keep_checkpoints: int = 2
@@ -84,11 +106,15 @@ class TrainConfig(Recipe):
         super().__post_init__()
         if self.num_workers < 0 or self.checkpoint_images < 0 or self.keep_checkpoints < 0 or self.seed < 0:
             raise ValueError("num_workers, checkpoint_images, keep_checkpoints and seed: expected 0 or more")
-        if self.batch_size % max(self.num_workers, 1):
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of num_workers ({self.num_workers}): "
-                "each gets an equal part"
-            )
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ValueError(f"min_workers is {self.min_workers}: expected 1 to num_workers ({self.num_workers})")
+        for count in range(self.min_workers or self.num_workers, self.num_workers + 1):
+            if self.batch_size % max(count, 1):
+                raise ValueError(
+                    f"batch_size ({self.batch_size}) must be a multiple of "
+                    + (f"num_workers ({count})" if count == self.num_workers else f"{count}, a possible num_workers")
+                    + ": each gets an equal part"
+                )
 
     @property
     def checkpoint_every(self) -> int:

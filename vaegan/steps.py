@@ -1,6 +1,6 @@
 """One update of the three networks: Rguibi et al. 2023, Algorithm 1, routed as Larsen et al. 2016 do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from vaegan import losses
 from vaegan.augment import NUM_DRAWS, diff_augment
 from vaegan.collectives import start_average
+from vaegan.images import to_device
 from vaegan.losses import LossConfig
 from vaegan.networks import Networks, has_batch_statistics
 from vaegan.optimizers import Optimizers
@@ -42,16 +43,17 @@ class Batch:
         rows = slice(worker * len(x), (worker + 1) * len(x))
         total = num_workers * len(x)  # every worker draws for all: torch's values depend on how many are asked for
 
-        def noise(purpose: int) -> torch.Generator:
-            return torch.Generator().manual_seed((seed * 1_000_003 + step) * 4 + purpose)
+        def draw(sample: Callable[..., Tensor], count: int, purpose: int) -> Tensor:
+            noise = torch.Generator().manual_seed((seed * 1_000_003 + step) * 4 + purpose)
+            return to_device(sample(total, count, generator=noise)[rows], x.device)
 
         return Batch(
             x,
             labels,
-            posterior_noise=torch.randn(total, latent_dim, generator=noise(0))[rows].to(x.device),
-            prior=torch.randn(total, latent_dim, generator=noise(1))[rows].to(x.device),
-            recon_draws=torch.rand(total, NUM_DRAWS, generator=noise(2))[rows].to(x.device),
-            sample_draws=torch.rand(total, NUM_DRAWS, generator=noise(3))[rows].to(x.device),
+            posterior_noise=draw(torch.randn, latent_dim, 0),
+            prior=draw(torch.randn, latent_dim, 1),
+            recon_draws=draw(torch.rand, NUM_DRAWS, 2),
+            sample_draws=draw(torch.rand, NUM_DRAWS, 3),
         )
 
 

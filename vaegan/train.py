@@ -10,31 +10,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from cluster.cli import run_command
-from vaegan.loop import check_run, model_folder, train_loop
+from cluster.errors import UserError
+from vaegan.estimate import estimate
+from vaegan.loop import train_loop
 from vaegan.recipe import TrainConfig
 from vaegan.registry import publish
-from vaegan.shards import read_manifest, read_split
+from vaegan.runs import check_run, locked, model_folder, refuse_old_run
+from vaegan.shards import Images, read_manifest, read_split
+from vaegan.tracking import absolute_uri
 
 # Ray polls its workers this often; at its default of 2 s every report stalls the loop for as long.
 HEALTH_CHECK_INTERVAL_S = "0.2"
+# After a node's death Ray waits this long for workers to start before it asks again for what is there.
+START_TIMEOUT_S = "30"
+COLLECTIVE_TIMEOUT_S = 300  # one worker may validate and write a checkpoint while the others wait for it
 
 
 def train(config: TrainConfig) -> int:
     """Train, export and, if asked to, publish; prints where the model is."""
     # Ray changes its workers' directory
-    config = replace(config, data=config.data.absolute(), run_dir=config.run_dir.absolute())
+    config = replace(
+        config,
+        data=config.data.absolute(),
+        run_dir=config.run_dir.absolute(),
+        warm_start=config.warm_start and config.warm_start.absolute(),
+        mlflow=config.mlflow and absolute_uri(config.mlflow),
+    )
     images = read_split(config.data, "train")
-    if check_run(config, images):
-        print(f"{config.run_dir} is trained already", file=sys.stderr)
-    elif config.num_workers == 0:
-        with progress_bar(config) as bar:
-            train_loop(config, progress=bar)
-    else:
-        train_with_ray(config)
-    model = model_folder(config.run_dir)
+    if config.dry_run:
+        device = torch.device("cuda" if config.gpu and torch.cuda.is_available() else "cpu")
+        print(estimate(config, read_manifest(config.data), len(images), device).text())
+        return 0
+    if config.resume == "never":
+        refuse_old_run(config.run_dir)
+    model = train_here_or_with_ray(config, images)
     if config.publish_to is not None:
         model = publish(model, config.publish_to, f"{config.name}/{config.version}").path
     classes = ", ".join(read_manifest(config.data).classes) if config.model.conditional else "unconditional"
@@ -42,28 +55,46 @@ def train(config: TrainConfig) -> int:
     return 0
 
 
+def train_here_or_with_ray(config: TrainConfig, images: Images) -> Path:
+    """Train unless that was done; returns the model folder."""
+    with locked(config.run_dir):
+        if check_run(config, images):
+            print(f"{config.run_dir} is trained already", file=sys.stderr)
+        elif config.num_workers == 0:
+            with progress_bar(config) as bar:
+                train_loop(config, progress=bar)
+        else:
+            train_with_ray(config)
+    return model_folder(config.run_dir)
+
+
 def train_with_ray(config: TrainConfig) -> None:
     """Run `train_worker` on every worker of a Ray Train group; a worker that dies is replaced and resumes.
 
     Raises:
-        RuntimeError: training failed three times, or for good.
+        UserError: the run can't go on.
+        RuntimeError: workers died more often than `max_failures`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     # Ray is imported here, not above: these variables must be set before it is, and `--help` needs none of it
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.session import connect
     from vaegan.worker import train_worker
 
     with connect(config.cluster):
         threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // config.num_workers)
+        workers = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]
             train_loop_config=config,  # type: ignore[arg-type]
+            # a lost worker must not leave the others waiting in an all-reduce for Ray's default of half an hour
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
             scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
+                num_workers=workers,  # type: ignore[arg-type]
                 use_gpu=config.gpu,
                 # Ray sets OMP_NUM_THREADS to this: two workers with two threads each on two cores are slower than one
                 resources_per_worker={"CPU": threads if not config.gpu else 1, "GPU": int(config.gpu)},
@@ -71,16 +102,21 @@ def train_with_ray(config: TrainConfig) -> None:
             run_config=RunConfig(
                 name=config.run_dir.name,
                 storage_path=str(config.run_dir.parent),
-                failure_config=FailureConfig(max_failures=2),
+                failure_config=FailureConfig(max_failures=config.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints or None),
             ),
         )
         with progress_bar(config) as bar, watched(config.run_dir / "stats.jsonl", bar):
             try:
-                trainer.fit()
+                failure = trainer.fit().return_value  # type: ignore[attr-defined]
             except TrainingFailedError as error:
                 reason = str(error).strip().splitlines()[-1]
-                raise RuntimeError(f"training in {config.run_dir} failed: {reason}") from error
+                raise RuntimeError(
+                    f"training in {config.run_dir} stopped ({reason}); the same command goes on from its last "
+                    "checkpoint"
+                ) from error
+    if failure is not None:
+        raise UserError(failure)
 
 
 class _Bar:

@@ -9,6 +9,7 @@ import torch
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
+from cluster.errors import UserError
 from vaegan.checkpoint import checkpoint_name
 from vaegan.loop import train_loop
 from vaegan.recipe import TrainConfig
@@ -39,7 +40,14 @@ class RayRun:
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=name)
 
 
-def train_worker(config: TrainConfig) -> None:
-    """Ray Train's function of one worker."""
+def train_worker(config: TrainConfig) -> str | None:
+    """Ray Train's function of one worker; returns why the run can't go on, if it can't.
+
+    Returned, not raised: every worker comes to the same end, and Ray would begin again what must end the same way.
+    """
     torch.backends.cudnn.benchmark = True  # shapes never change within a run
-    train_loop(config, run=RayRun())
+    try:
+        train_loop(config, run=RayRun())
+    except UserError as error:
+        return str(error)
+    return None

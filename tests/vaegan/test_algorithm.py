@@ -185,9 +185,7 @@ def test_each_networks_gradient_is_its_own_mix_of_the_terms_gradients_and_nothin
             expected["r1"] = 1.0
         alone = {term: vector for term, vector in own.items() if vector.abs().max() > 1e-12}
         if config.adversarial == "minimax" and "catch" in alone and name != "discriminator":
-            del alone[
-                "catch"
-            ]  # for the decoder the same thing as "fool", with the other sign
+            del alone["catch"]  # for the decoder the same thing as "fool", with the other sign
         mix = torch.cat([gradient.reshape(-1) for gradient in found[name]])
         directions = torch.stack([vector / vector.norm() for vector in alone.values()], dim=1)
         coefficients = torch.linalg.lstsq(directions, mix[:, None], driver="gelsd").solution[:, 0]

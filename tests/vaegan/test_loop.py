@@ -1,18 +1,28 @@
+import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.errors import UserError
 from cluster.storage import read_json
-from vaegan.checkpoint import checkpoints
-from vaegan.loop import SoloRun, batches, train_loop
+from vaegan.checkpoint import bests, checkpoints
+from vaegan.images import to_tensor
+from vaegan.loop import batches, train_loop
 from vaegan.networks import NetworkConfig
+from vaegan.optimizers import OptimizerConfig
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
+from vaegan.runs import SoloRun, TrainingFailedError
 from vaegan.shards import read_split
+from vaegan.validation import ValidationConfig
+from vaegan.watchdog import WatchdogConfig
+
+METRIC = "validation_sliced_wasserstein"
 
 
 class KilledError(RuntimeError):
@@ -21,6 +31,10 @@ class KilledError(RuntimeError):
 
 def state(folder):
     return load_file(folder / "state.safetensors")
+
+
+def lines_of(config):
+    return list(map(json.loads, (config.run_dir / "stats.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.parametrize("kind", ["vaegan", "vae", "gan"])
@@ -117,10 +131,169 @@ def test_workers_divide_each_batch(config):
         assert torch.equal(whole, torch.cat([first, second]))
 
 
-def test_divergence_stops_with_a_sentence(config):
+def test_divergence_stops_with_a_sentence_after_two_rollbacks(config):
     reckless = replace(config, optimizer=replace(config.optimizer, learning_rate=1e30))
-    with pytest.raises(FloatingPointError, match="training diverged before image"):
+    with pytest.raises(TrainingFailedError, match="became NaN or infinite; after 2 rollbacks, the last to image 0"):
         train_loop(reckless)
+    events = [line for line in lines_of(config) if "event" in line]
+    assert [event["rollbacks"] for event in events] == [1, 2]
+    assert not checkpoints(config.run_dir)  # nothing worth coming back to was ever reached
+
+
+def glitch(monkeypatch, *batches_with_nan: int) -> None:
+    """Let the n-th batches that are loaded, counted from 0, arrive as NaN."""
+    counter = itertools.count()
+
+    def loaded(pixels, device="cpu"):
+        x = to_tensor(pixels, device)
+        return x * float("nan") if next(counter) in batches_with_nan else x
+
+    monkeypatch.setattr("vaegan.loop.to_tensor", loaded)
+
+
+def test_a_batch_of_nan_costs_a_rollback_and_not_the_run(config, monkeypatch):
+    glitch(monkeypatch, 4)
+    train_loop(config)
+    lines = lines_of(config)
+    (event,) = (line for line in lines if "event" in line)
+    assert event == {"images": 64, "event": "rollback", "rollbacks": 1, "reason": event["reason"]}
+    assert "became NaN or infinite" in event["reason"]
+    assert [line["images"] for line in lines] == [16, 32, 48, 64, 64, 80, 96]
+    assert all(value.isfinite().all() for value in state(checkpoints(config.run_dir)[-1]).values())
+
+
+def test_the_third_batch_of_nan_ends_the_run_and_the_last_good_checkpoint_stays(config, monkeypatch):
+    glitch(monkeypatch, 4, 5, 6)
+    with pytest.raises(TrainingFailedError, match=r"failed at image 80: .* look for damaged images"):
+        train_loop(config)
+    assert checkpoints(config.run_dir)[-1].name.endswith("64")
+    monkeypatch.undo()
+    train_loop(config)  # the disk was at fault and is repaired: nothing but the sentence was lost
+    whole = replace(config, run_dir=config.run_dir.with_name("whole"))
+    train_loop(whole)
+    first, second = (state(checkpoints(run.run_dir)[-1]) for run in (config, whole))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_rollback_lowers_the_learning_rates_and_a_resumed_run_keeps_them_low(config, monkeypatch):
+    glitch(monkeypatch, 4)
+    train_loop(config)
+    broken = replace(config, run_dir=config.run_dir.with_name("broken"))
+
+    def kill(line):
+        if line["images"] == 80 and line["like"] is not None:
+            raise KilledError
+
+    glitch(monkeypatch, 4)
+    with pytest.raises(KilledError):
+        train_loop(broken, progress=kill)
+    assert checkpoints(broken.run_dir)[-1].name.endswith("64")
+    glitch(monkeypatch, 0)  # the batch after the checkpoint is still the one that fails
+    train_loop(broken)
+    first, second = (state(checkpoints(run.run_dir)[-1]) for run in (config, broken))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert lines_of(config)[-1]["like"] == lines_of(broken)[-1]["like"]
+    whole = replace(config, run_dir=config.run_dir.with_name("whole"))
+    monkeypatch.undo()
+    train_loop(whole)
+    moved = {}
+    for run in (config, whole):
+        start, end = (state(folder) for folder in checkpoints(run.run_dir))
+        moved[run.run_dir] = (end["networks.decoder.dense.weight"] - start["networks.decoder.dense.weight"]).norm()
+    assert 0.15 < moved[config.run_dir] / moved[whole.run_dir] < 0.35  # watchdog.rate_factor is a quarter
+
+
+def test_no_checkpoint_is_made_while_a_fault_may_be_building_up(config):
+    never = WatchdogConfig(patience=100, min_spread=1e9)  # every log is suspicious, none is enough
+    train_loop(replace(config, watchdog=never))
+    assert [folder.name for folder in checkpoints(config.run_dir)] == ["checkpoint_000000096"]  # the end, in any case
+
+
+def test_the_exported_model_is_the_best_checkpoint_on_the_validation_split(config):
+    model = train_loop(replace(config, keep_checkpoints=0))
+    values = {line["images"]: line[METRIC] for line in lines_of(config) if METRIC in line}
+    assert list(values) == [32, 64, 96]
+    best = min(values, key=values.__getitem__)
+    about = read_json(model / "model.json")
+    assert about["images_seen"] == best
+    assert about["chosen"].startswith("best of 3 on the validation split: sliced_wasserstein")
+    tensors, checkpoint = load_file(model / "model.safetensors"), config.run_dir / f"checkpoint_{best:09d}"
+    for name, value in state(checkpoint).items():
+        if name.startswith("average."):
+            assert torch.equal(value, tensors[name.replace("average.", "decoder.")]), name
+    assert bests(config.run_dir)[-1].name == f"best_{best:09d}"
+
+
+def test_a_best_checkpoint_that_a_kill_came_before_is_kept_after_all(config, monkeypatch):
+    def kill(*_):
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vaegan.loop.Training.keep_best", lambda self: kill() if self.progress.images_seen == 32 else 0)
+        with pytest.raises(KilledError):
+            train_loop(config)
+    assert checkpoints(config.run_dir)
+    assert not bests(config.run_dir)
+    broken = train_loop(config)
+    whole = train_loop(replace(config, run_dir=config.run_dir.with_name("whole")))
+    first, second = (load_file(model / "model.safetensors") for model in (broken, whole))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_that_stands_still_stops_early_and_exports_its_best(config, monkeypatch):
+    values = iter([5.0, 4.0, 4.5, 6.0, 3.0])
+    monkeypatch.setattr("vaegan.loop.Validation.value", lambda *_: next(values))
+    patient = replace(config, total_images=320, validation=ValidationConfig(patience=2))
+    about = read_json(train_loop(patient) / "model.json")
+    assert about["images_seen"] == 64
+    assert lines_of(config)[-1]["images"] == 128
+
+
+def test_without_a_metric_the_last_state_is_exported(config):
+    about = read_json(train_loop(replace(config, validation=ValidationConfig(metric="none"))) / "model.json")
+    assert (about["images_seen"], about["chosen"]) == (96, "last")
+    assert not bests(config.run_dir)
+
+
+def test_a_warm_start_begins_with_the_models_weights(config):
+    model = train_loop(config)
+    warm = replace(config, run_dir=config.run_dir.with_name("warm"), warm_start=model, optimizer=OptimizerConfig(
+        learning_rate=1e-12, discriminator_learning_rate=1e-12))  # fmt: skip
+    before, after = (load_file(train_loop(run) / "model.safetensors") for run in (config, warm))
+    for name in before:
+        if not name.startswith("mixture"):
+            assert torch.allclose(before[name], after[name], atol=1e-6), name
+
+
+def test_a_warm_start_from_another_shape_is_refused(config):
+    model = train_loop(config)
+    wider = replace(config.model, width=8)
+    with pytest.raises(UserError, match=r"can't start this run .* it is a vaegan of width 4 for 32 pixels and 2"):
+        train_loop(replace(config, run_dir=config.run_dir.with_name("warm"), warm_start=model, model=wider))
+
+
+def test_tensorboard_has_losses_norms_latents_and_grids(config):
+    train_loop(config)
+    board = EventAccumulator(str(config.run_dir / "tensorboard")).Reload()
+    scalars, images = set(board.Tags()["scalars"]), set(board.Tags()["images"])
+    assert {"like", "prior", "fool", "catch", "d_real", "gradient_norm_encoder", "images_per_s", METRIC} <= scalars
+    assert {"samples", "reconstructions"} <= images
+    assert {"kl_per_dimension", "latents/mean", "latents/standard_deviation"} <= set(board.Tags()["histograms"])
+    assert [event.step for event in board.Scalars("like")] == [16, 32, 48, 64, 80, 96]
+
+
+def test_mlflow_gets_the_curves_and_no_real_film(config):
+    store = f"sqlite:///{config.run_dir.parent}/mlflow.db"
+    train_loop(replace(config, mlflow=store))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store)
+    found = client.get_run(read_json(config.run_dir / "mlflow.json")["run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["optimizer.learning_rate"] == "0.0002"
+    assert [entry.step for entry in client.get_metric_history(found.info.run_id, "like")] == [16, 32, 48, 64, 80, 96]
+    grids = [Path(each.path).name for each in client.list_artifacts(found.info.run_id, "grids")]
+    assert sorted(grids) == [f"samples_{images:09d}.png" for images in (0, 32, 64, 96)]
 
 
 def test_total_images_must_be_whole_batches():

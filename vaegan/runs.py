@@ -1,0 +1,138 @@
+"""A run's folder: who may write into it, and where a worker's checkpoints go."""
+
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cluster.cli import as_dict
+from cluster.errors import UserError
+from cluster.storage import atomic_directory, read_json, write_json
+from vaegan.checkpoint import bests, checkpoint_name, checkpoints, is_model, remove_all_but
+from vaegan.export import data_sha256
+from vaegan.recipe import TrainConfig
+from vaegan.shards import Images
+from vaegan.tracking import without_password
+
+# What may differ between the command that started a run and the one that resumes it: where it runs, not what it makes.
+FREE_TO_CHANGE = (
+    "num_workers", "min_workers", "max_failures", "gpu", "keep_checkpoints", "cluster", "publish_to", "data", "run_dir",
+    "resume", "dry_run", "mlflow", "mlflow_experiment",
+)  # fmt: skip
+
+
+class Run(Protocol):
+    """Where a worker's checkpoints go and come from: this process's disk, or Ray Train."""
+
+    world_rank: int
+    world_size: int
+    device: torch.device
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+
+    def save(self, write: Callable[[Path], None], images_seen: int, metrics: dict[str, float]) -> None:
+        """Keep a checkpoint, of which `write` fills a folder; called by every worker, `write` runs on the first."""
+
+
+class SoloRun:
+    """A run in this process alone."""
+
+    world_rank, world_size = 0, 1
+
+    def __init__(self, run_dir: Path, keep: int, device: torch.device | str = "cpu") -> None:
+        self.run_dir, self.keep, self.device = run_dir, keep, torch.device(device)
+
+    def latest(self) -> Path | None:
+        found = checkpoints(self.run_dir)
+        return found[-1] if found else None
+
+    def save(self, write: Callable[[Path], None], images_seen: int, metrics: dict[str, float]) -> None:
+        target = self.run_dir / checkpoint_name(images_seen)
+        if not target.exists():
+            with atomic_directory(target) as temporary:
+                write(temporary)
+        if self.keep:
+            remove_all_but(checkpoints(self.run_dir), self.keep)
+
+
+class TrainingFailedError(UserError):
+    """A run that can't go on, told in one sentence: what happened, what was tried, what to change."""
+
+
+def model_folder(run_dir: Path) -> Path:
+    """Where a finished run's model is."""
+    return run_dir / "model"
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """A run's config as its files hold it: no password of a tracking store."""
+    return as_dict(config) | {"mlflow": config.mlflow and without_password(config.mlflow)}
+
+
+def check_run(config: TrainConfig, images: Images) -> bool:
+    """Claim the run's folder for this config; True when its model is there already.
+
+    Raises:
+        UserError: too few images, or the folder holds a run of another config or of other images.
+    """
+    if len(images) < config.batch_size:
+        raise UserError(
+            f"{len(images)} training images in {config.data}, fewer than batch_size {config.batch_size}: "
+            f"add images or choose a batch_size of at most {len(images)}"
+        )
+    content = {"config": settings(config), "data_sha256": data_sha256(images), "num_training_images": len(images)}
+    path = config.run_dir / "config.json"
+    if not path.exists():
+        write_json(path, content)
+        return False
+    before = read_json(path)
+    old, new = before["config"], settings(config)
+    differ = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
+    differ += ["the training images"] if before["data_sha256"] != content["data_sha256"] else []
+    if differ:
+        raise UserError(
+            f"{config.run_dir} holds a run that differs in {', '.join(differ)}: "
+            "choose another --run-dir, or repeat the first run's settings to resume it"
+        )
+    return is_model(model_folder(config.run_dir))
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a run's folder for as long as the context lasts.
+
+    Raises:
+        UserError: one of them trains in it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process trains in {run_dir}: wait for it, or choose another --run-dir") from None
+        except OSError:
+            pass  # some network file systems have no locks; nothing else here depends on it
+        yield
+
+
+def refuse_old_run(run_dir: Path) -> None:
+    """Raise a `UserError` where a folder has a run already."""
+    if (run_dir / "config.json").exists():
+        raise UserError(
+            f"{run_dir} holds a run and --resume is never: choose another --run-dir, or --resume auto to go on with it"
+        )
+
+
+def tidy(run_dir: Path, images_seen: int) -> None:
+    """Remove what a run that ended suddenly left: half-written folders, and best checkpoints past where it resumes."""
+    for path in run_dir.glob(".*"):
+        if path.is_dir() and path.name.startswith((".checkpoint_", ".best_", ".model-")):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in bests(run_dir):
+        if int(path.name.removeprefix("best_")) > images_seen:
+            shutil.rmtree(path)
