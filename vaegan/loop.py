@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.storage import atomic_directory
+from vaegan.acceleration import make_step
 from vaegan.checkpoint import (
     Progress,
     best_name,
@@ -32,7 +33,7 @@ from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.recipe import TrainConfig, choose_dtype
 from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, model_folder, settings, tidy
 from vaegan.shards import Images, Manifest, read_manifest, read_split
-from vaegan.steps import Batch, train_step
+from vaegan.steps import Batch
 from vaegan.validation import Validation
 from vaegan.watchdog import Fault, Memory, Watchdog
 
@@ -109,6 +110,7 @@ class Training:
         self.average = DecoderAverage(self.networks.decoder, config.average_half_life_images)
         self.optimizers = Optimizers(self.networks, config.optimizer)
         self.dtype = choose_dtype(config.precision, run.device)
+        self._make_step()
         self.watchdog = Watchdog(config.watchdog)
         self.progress = Progress()
 
@@ -130,10 +132,7 @@ class Training:
             seed=config.seed, step=seen // config.batch_size,
             worker=self.run.world_rank, num_workers=self.run.world_size,
         )  # fmt: skip
-        figures = train_step(
-            self.networks, self.optimizers, batch, config.loss,
-            beta=self.beta, augment=config.augment, dtype=self.dtype,
-        )  # fmt: skip
+        figures = self._step(batch, self.beta)
         seen += config.batch_size
         self.average.update(self.networks.decoder, seen, config.batch_size)
         self.progress = replace(self.progress, images_seen=seen)
@@ -169,6 +168,17 @@ class Training:
         self.progress = progress
         self.watchdog.memory = Memory(**progress.watchdog)
         self.optimizers.scale_rates(self.config.watchdog.rate_factor**progress.rollbacks)
+        self._make_step()
+
+    def _make_step(self) -> None:
+        config = self.config
+        try:
+            self._step = make_step(
+                config.acceleration, self.networks, self.optimizers, config.loss,
+                augment=config.augment, dtype=self.dtype,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def write(self, folder: Path) -> None:
         """Write a checkpoint."""

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from cluster.config import ClusterConfig
+from vaegan.acceleration import Acceleration
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig
@@ -79,6 +80,8 @@ class TrainConfig(Recipe):
     """Times that workers which died are replaced before the command gives up; the same command then goes on."""
     gpu: bool = False
     """Give each worker a GPU."""
+    acceleration: Acceleration = "none"
+    """`compile` compiles each network's forward pass, `graphs` replays the step as a CUDA graph; try which is quick."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on where a run in run_dir stopped; `never` refuses a folder that has one."""
     warm_start: Path | None = None

@@ -79,7 +79,7 @@ def train_with_ray(config: TrainConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
     # Ray is imported here, not above: these variables must be set before it is, and `--help` needs none of it
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from cluster.session import connect
@@ -103,7 +103,6 @@ def train_with_ray(config: TrainConfig) -> None:
                 name=config.run_dir.name,
                 storage_path=str(config.run_dir.parent),
                 failure_config=FailureConfig(max_failures=config.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints or None),
             ),
         )
         with progress_bar(config) as bar, watched(config.run_dir / "stats.jsonl", bar):

@@ -15,7 +15,7 @@ class WatchdogConfig:
     """When a run counts as lost, and how often it is taken back to its last good checkpoint."""
 
     enabled: bool = True
-    """Whether to watch. Losses that are not finite end a run in any case."""
+    """Whether to watch for more than figures that are not finite, which count as a fault in any case."""
     patience: int = 5
     """Logs in a row (ten between checkpoints) that must show a fault, except for NaN and norms, where one is enough."""
     norm_growth: float = 100.0

@@ -1,0 +1,65 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from cluster.errors import UserError
+from vaegan.acceleration import compile_networks, make_step
+from vaegan.loop import train_loop
+from vaegan.losses import LossConfig
+from vaegan.networks import NetworkConfig, Networks
+from vaegan.optimizers import OptimizerConfig, Optimizers
+from vaegan.steps import Batch
+
+
+def build(device: str = "cpu") -> tuple[Networks, Optimizers]:
+    torch.manual_seed(0)
+    config = NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layer=2)
+    networks = Networks(config, size=32, channels=1, num_classes=2)
+    networks.to(device).to(memory_format=torch.channels_last)
+    return networks, Optimizers(networks, OptimizerConfig(name="rmsprop", learning_rate=1e-4, epsilon=1.0))
+
+
+def batch(step: int, device: str = "cpu") -> Batch:
+    x = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    return Batch.draw(x.to(device), torch.eye(2).repeat(2, 1).to(device), 6, seed=3, step=step)
+
+
+def trained(
+    device: str, kind: str = "none", compiler: str | None = None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    networks, optimizers = build(device)
+    if compiler:
+        compile_networks(networks, compiler)
+    step = make_step(kind, networks, optimizers, LossConfig(), augment=0.5, dtype=torch.float32)
+    likes = [step(batch(i, device), 0.1 * i)["like"].item() for i in range(5)]
+    return networks.state_dict(), likes
+
+
+def assert_alike(plain: tuple[dict[str, torch.Tensor], list[float]], fast: tuple[dict[str, torch.Tensor], list[float]]):
+    assert plain[1] == pytest.approx(fast[1], rel=1e-4)
+    for name, value in plain[0].items():
+        assert torch.allclose(value, fast[0][name], atol=1e-5), name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's own looking around
+def test_compiled_networks_take_the_same_steps():
+    """With the compiler's front alone: what it traces decides; generating code takes minutes on a busy machine."""
+    try:
+        assert_alike(trained("cpu"), trained("cpu", compiler="aot_eager"))
+    finally:
+        torch.compiler.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_captured_step_takes_the_same_steps_and_capturing_takes_none():
+    assert_alike(trained("cuda"), trained("cuda", kind="graphs"))
+
+
+def test_graphs_without_a_gpu_are_refused_in_a_sentence(config):
+    with pytest.raises(UserError, match="acceleration graphs needs a GPU, and the networks are on the CPU"):
+        train_loop(replace(config, acceleration="graphs"))
+
+
+def test_a_batch_has_no_part_that_a_captured_step_would_forget_to_copy():
+    assert all(isinstance(getattr(batch(0), part.name), torch.Tensor) for part in fields(Batch))
