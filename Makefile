@@ -69,7 +69,8 @@ bench: $(STAMP)  ## every benchmark, in its quick form; fails if one fails
 	done
 	[ -z "$$failed" ] || { echo "error: failed:$$failed" >&2; exit 1; }
 
-bench-gpu: $(STAMP)  ## the benchmarks that need a GPU
+# An OUT given here reaches the programs as an environment variable; without one they write to runs/bench_gpu.
+bench-gpu: $(STAMP)  ## the benchmarks that need a GPU: make bench-gpu [OUT=runs/bench_gpu] [ARGS=--quick]
 	@if ! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
 	  echo "error: torch sees no GPU on this machine: run this where nvidia-smi lists one" >&2
 	  exit 2
@@ -77,7 +78,7 @@ bench-gpu: $(STAMP)  ## the benchmarks that need a GPU
 	failed=
 	for file in $(wildcard benchmarks/gpu_*.py); do
 	  echo "== $$file"
-	  $(BIN)/python "$$file" || failed="$$failed $$file"
+	  $(BIN)/python "$$file" $(ARGS) || failed="$$failed $$file"
 	done
 	[ -z "$$failed" ] || { echo "error: failed:$$failed" >&2; exit 1; }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.storage import atomic_directory
-from vaegan.acceleration import make_step
+from vaegan.acceleration import keep_freed_memory, make_step
 from vaegan.checkpoint import (
     Progress,
     best_name,
@@ -70,6 +70,7 @@ def train_loop(
     if run.world_rank == 0 and check_run(config, images):
         return model_folder(config.run_dir)
 
+    keep_freed_memory()
     training = Training(config, manifest, run)
     latest = run.latest()
     if latest:

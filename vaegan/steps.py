@@ -206,12 +206,18 @@ def route_gradients(
     """
     pulls = {kind: torch.zeros_like(image) for kind, image in done.images.items()}  # what the decoder is to follow
     mixed = networks.discriminator is not None and has_batch_statistics(networks.discriminator)
-    like: dict[str, Tensor] = {}
     if networks.encoder is not None:
         # in a batch statistic the samples take part in the reconstructions' features too
         concerned = {kind: image for kind, image in done.images.items() if mixed or kind == "recon"}
         found = _gradients([done.terms["like"]], list(concerned.values()), keep=True)
         like = dict(zip(concerned, found, strict=True))
+        prior = done.terms["prior"]
+        outputs = [prior, *(done.generated[kind] for kind in like)]
+        # first, since its dense layer has most of all weights: they travel to other workers while the rest goes on
+        yield (
+            "encoder",
+            _gradients(outputs, parameters["encoder"], [torch.ones_like(prior) * beta, *like.values()], keep=True),
+        )
         gamma = config.gamma if networks.discriminator is not None else 1.0
         pulls |= {kind: gamma * pull for kind, pull in like.items()}
     if networks.discriminator is not None:
@@ -219,19 +225,7 @@ def route_gradients(
         gradient, fool = play(parameters["discriminator"], done, config)
         yield "discriminator", gradient
         pulls |= {kind: pulls[kind] + pull for kind, pull in fool.items()}
-    yield (
-        "decoder",
-        _gradients(
-            list(done.generated.values()),
-            parameters["decoder"],
-            list(pulls.values()),
-            keep=networks.encoder is not None,
-        ),
-    )
-    if networks.encoder is not None:
-        prior = done.terms["prior"]
-        outputs = [prior, *(done.generated[kind] for kind in like)]
-        yield "encoder", _gradients(outputs, parameters["encoder"], [torch.ones_like(prior) * beta, *like.values()])
+    yield "decoder", _gradients(list(done.generated.values()), parameters["decoder"], list(pulls.values()))
 
 
 def _game_of_each(

@@ -24,7 +24,7 @@ class WatchdogConfig:
     """The discriminator has won where mean D(x) is above 1 less this and mean D of all generated images below it."""
     collapsed_kl: float = 0.01
     """The latents carry nothing where no dimension has more KL divergence than this, in nats."""
-    escaped_kl: float = 20.0
+    escaped_kl: float = 4.0
     """The latents have left the prior where their mean KL divergence per dimension is above this, in nats."""
     min_spread: float = 0.1
     """Samples have collapsed where a pixel varies over them by less than this share of what it does over real ones."""

@@ -16,7 +16,9 @@ def build(device: str = "cpu") -> tuple[Networks, Optimizers]:
     torch.manual_seed(0)
     config = NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layer=2)
     networks = Networks(config, size=32, channels=1, num_classes=2)
-    networks.to(device).to(memory_format=torch.channels_last)
+    networks.to(device)
+    if device == "cuda":  # as in training; on a CPU torch 2.14 traces flattened channels_last maps with wrong strides
+        networks.to(memory_format=torch.channels_last)
     return networks, Optimizers(networks, OptimizerConfig(name="rmsprop", learning_rate=1e-4, epsilon=1.0))
 
 
