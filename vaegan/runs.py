@@ -87,7 +87,8 @@ def check_run(config: TrainConfig, images: Images) -> bool:
         )
     content = {"config": settings(config), "data_sha256": data_sha256(images), "num_training_images": len(images)}
     path = config.run_dir / "config.json"
-    if not path.exists():
+    begun = checkpoints(config.run_dir) or (config.run_dir / "stats.jsonl").exists()
+    if not path.exists() or not begun:  # what failed before its first step, by a mistyped path say, claims nothing
         write_json(path, content)
         return False
     before = read_json(path)

@@ -26,6 +26,14 @@ def test_a_folder_with_a_run_is_refused_if_asked_to(config):
         train(replace(config, resume="never"))
 
 
+def test_a_run_that_failed_before_its_first_step_can_be_corrected_in_its_folder(config, tmp_path):
+    with pytest.raises(UserError, match="isn't a model"):
+        train(replace(config, warm_start=tmp_path / "mistyped"))
+    assert train(config) == 0
+    with pytest.raises(UserError, match="differs in warm_start"):
+        train(replace(config, warm_start=config.run_dir / "model"))
+
+
 def test_what_a_sudden_end_left_half_written_is_removed(tmp_path):
     for name in (".checkpoint_000000064-abc", ".best_000000064-abc", "checkpoint_000000032"):
         (tmp_path / name).mkdir()
