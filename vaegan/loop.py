@@ -274,13 +274,13 @@ def _roll_back(
     """
     config, seen, back = training.config.watchdog, training.progress.images_seen, good[1].images_seen
     if training.progress.rollbacks >= config.max_rollbacks:
-        tried = (
-            f"after {config.max_rollbacks} rollbacks, the last to image {back}, with learning rates down to "
-            f"{config.rate_factor**config.max_rollbacks:.3g} of the configured ones"
-            if config.max_rollbacks
-            else "and watchdog.max_rollbacks is 0"
+        rates = config.rate_factor**config.max_rollbacks
+        reason = (
+            f"training in {training.config.run_dir} failed at image {seen}: {fault.what}; it was taken back "
+            f"{config.max_rollbacks} times, with learning rates down to {rates:.3g} of the configured ones, and "
+            + (f"the checkpoint at image {back} is kept" if back else "reached no checkpoint")
+            + f"; {fault.remedy}"
         )
-        reason = f"training in {training.config.run_dir} failed at image {seen}: {fault.what}; {tried}; {fault.remedy}"
         if journal:
             journal.failed(reason)
         raise TrainingFailedError(reason)

@@ -133,7 +133,9 @@ def test_workers_divide_each_batch(config):
 
 def test_divergence_stops_with_a_sentence_after_two_rollbacks(config):
     reckless = replace(config, optimizer=replace(config.optimizer, learning_rate=1e30))
-    with pytest.raises(TrainingFailedError, match="became NaN or infinite; after 2 rollbacks, the last to image 0"):
+    with pytest.raises(
+        TrainingFailedError, match=r"NaN or infinite; it was taken back 2 times.* reached no checkpoint"
+    ):
         train_loop(reckless)
     events = [line for line in lines_of(config) if "event" in line]
     assert [event["rollbacks"] for event in events] == [1, 2]
@@ -164,7 +166,7 @@ def test_a_batch_of_nan_costs_a_rollback_and_not_the_run(config, monkeypatch):
 
 def test_the_third_batch_of_nan_ends_the_run_and_the_last_good_checkpoint_stays(config, monkeypatch):
     glitch(monkeypatch, 4, 5, 6)
-    with pytest.raises(TrainingFailedError, match=r"failed at image 80: .* look for damaged images"):
+    with pytest.raises(TrainingFailedError, match=r"failed at image 80: .* 64 is kept; .* look for damaged images"):
         train_loop(config)
     assert checkpoints(config.run_dir)[-1].name.endswith("64")
     monkeypatch.undo()
