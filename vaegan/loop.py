@@ -31,13 +31,14 @@ from vaegan.images import to_device, to_tensor
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.recipe import TrainConfig, choose_dtype
-from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, model_folder, settings, tidy
+from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, locked, model_folder, settings, tidy
 from vaegan.shards import Images, Manifest, read_manifest, read_split
 from vaegan.steps import Batch
 from vaegan.validation import Validation
 from vaegan.watchdog import Fault, Memory, Watchdog
 
 LOGS_PER_CHECKPOINT = 10
+WRITER_WAIT_S = 60.0  # for a worker that outlives the command that was killed
 
 
 def train_loop(
@@ -67,9 +68,22 @@ def train_loop(
     manifest = read_manifest(config.data)
     images = read_split(config.data, "train") if images is None else images
     run = SoloRun(config.run_dir, config.keep_checkpoints) if run is None else run
-    if run.world_rank == 0 and check_run(config, images):
+    if run.world_rank:
+        return _train(config, manifest, images, progress, run, started_s)
+    if check_run(config, images):
         return model_folder(config.run_dir)
+    with locked(config.run_dir, ".writer.lock", WRITER_WAIT_S):
+        return _train(config, manifest, images, progress, run, started_s)
 
+
+def _train(
+    config: TrainConfig,
+    manifest: Manifest,
+    images: Images,
+    progress: Callable[[dict[str, Any]], None] | None,
+    run: Run,
+    started_s: float,
+) -> Path:
     keep_freed_memory()
     training = Training(config, manifest, run)
     latest = run.latest()

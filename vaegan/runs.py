@@ -1,7 +1,9 @@
 """A run's folder: who may write into it, and where a worker's checkpoints go."""
 
 import fcntl
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from cluster.cli import as_dict
 from cluster.errors import UserError
 from cluster.storage import atomic_directory, read_json, write_json
-from vaegan.checkpoint import bests, checkpoint_name, checkpoints, is_model, remove_all_but
+from vaegan.checkpoint import bests, checkpoint_name, checkpoints, is_checkpoint, is_model, remove_all_but
 from vaegan.export import data_sha256
 from vaegan.recipe import TrainConfig
 from vaegan.shards import Images
@@ -104,20 +106,32 @@ def check_run(config: TrainConfig, images: Images) -> bool:
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, name: str = ".lock", wait_s: float = 0.0) -> Iterator[None]:
     """Keep other processes of this machine out of a run's folder for as long as the context lasts.
 
+    Args:
+        name: of the lock, a file in the folder: the command holds `.lock`, the process that trains `.writer.lock`,
+            since a command that was killed may leave a worker that lives on for some seconds.
+        wait_s: how long to wait for another to end.
+
     Raises:
-        UserError: one of them trains in it.
+        UserError: another holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process trains in {run_dir}: wait for it, or choose another --run-dir") from None
-        except OSError:
-            pass  # some network file systems have no locks; nothing else here depends on it
+    give_up_s = time.monotonic() + wait_s
+    with (run_dir / name).open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_s:
+                    raise UserError(
+                        f"another process trains in {run_dir}: wait for it, or choose another --run-dir"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:
+                break  # some network file systems have no locks; nothing else here depends on them
         yield
 
 
@@ -130,10 +144,19 @@ def refuse_old_run(run_dir: Path) -> None:
 
 
 def tidy(run_dir: Path, images_seen: int) -> None:
-    """Remove what a run that ended suddenly left: half-written folders, and best checkpoints past where it resumes."""
-    for path in run_dir.glob(".*"):
+    """Remove what a run that ended suddenly left: what is half written or half removed, and best checkpoints past here.
+
+    Args:
+        images_seen: where the run resumes.
+    """
+    for path in (*run_dir.glob(".*"), *run_dir.glob("grids/.*")):
         if path.is_dir() and path.name.startswith((".checkpoint_", ".best_", ".model-")):
             shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"\.\w+\.\d+-[0-9a-f]{8}\.\w+", path.name):  # a file of `atomic_file`
+            path.unlink(missing_ok=True)
+    for path in run_dir.glob("*_*"):
+        if re.fullmatch(r"(checkpoint|best)_\d{9}", path.name) and not is_checkpoint(path):
+            shutil.rmtree(path)
     for path in bests(run_dir):
         if int(path.name.removeprefix("best_")) > images_seen:
             shutil.rmtree(path)

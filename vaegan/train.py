@@ -72,8 +72,7 @@ def train_with_ray(config: TrainConfig) -> None:
     """Run `train_worker` on every worker of a Ray Train group; a worker that dies is replaced and resumes.
 
     Raises:
-        UserError: the run can't go on.
-        RuntimeError: workers died more often than `max_failures`.
+        UserError: the run can't go on, or workers died more often than `max_failures`.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_INTERVAL_S)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
@@ -110,7 +109,7 @@ def train_with_ray(config: TrainConfig) -> None:
                 failure = trainer.fit().return_value  # type: ignore[attr-defined]
             except TrainingFailedError as error:
                 reason = str(error).strip().splitlines()[-1]
-                raise RuntimeError(
+                raise UserError(
                     f"training in {config.run_dir} stopped ({reason}); the same command goes on from its last "
                     "checkpoint"
                 ) from error

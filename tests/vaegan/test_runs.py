@@ -34,15 +34,21 @@ def test_a_run_that_failed_before_its_first_step_can_be_corrected_in_its_folder(
         train(replace(config, warm_start=config.run_dir / "model"))
 
 
-def test_what_a_sudden_end_left_half_written_is_removed(tmp_path):
-    for name in (".checkpoint_000000064-abc", ".best_000000064-abc", "checkpoint_000000032"):
+def test_what_a_sudden_end_left_half_written_or_half_removed_is_removed(tmp_path):
+    whole = ("checkpoint_000000032", "best_000000032", "best_000000064")
+    for name in (".checkpoint_000000064-abc", ".best_000000064-abc", "checkpoint_000000016", "grids", *whole):
         (tmp_path / name).mkdir()
-    for name in ("best_000000032", "best_000000064"):
-        (tmp_path / name).mkdir()
+    for name in whole:
         for file in ("state.json", "state.safetensors"):
             (tmp_path / name / file).touch()
+    (tmp_path / "checkpoint_000000016" / "state.json").touch()
+    for name in (".stats.123-0a1b2c3d.jsonl", "grids/.samples_000000032.123-0a1b2c3d.png", ".lock", "grids/kept.png"):
+        (tmp_path / name).touch()
     tidy(tmp_path, images_seen=32)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best_000000032", "checkpoint_000000032"]
+    left = sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.parent.name not in whole
+    )
+    assert left == [".lock", "best_000000032", "checkpoint_000000032", "grids", "grids/kept.png"]
 
 
 def test_a_password_stays_out_of_the_runs_files(config):
