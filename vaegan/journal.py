@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 GRID_SEED = 1_000_003
 MAX_LATENTS = 512  # training images whose latents TensorBoard shows
+BATCH = 64  # of them through the encoder at a time
 
 
 class Journal:
@@ -42,31 +43,32 @@ class Journal:
     ) -> None:
         self.config, self.manifest, self.progress = config, manifest, progress
         self.stats = config.run_dir / "stats.jsonl"
-        self.rewind(start)
+        self.board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=start.images_seen or None)
+        self._forget_after(start)
         self.tracker = _tracker(config, resumed=start.images_seen > 0)
         self.labels, self.columns = self._grid_labels()
         first = [np.flatnonzero(images.labels[:, k])[:2] for k in range(images.labels.shape[1])]
         self.examples = images.take(np.concatenate(first)[:16] if first else np.arange(min(8, len(images))))
         self.encoded = images.take(np.arange(min(MAX_LATENTS, len(images))))
 
-    def rewind(self, to: Progress, fault: Fault | None = None) -> None:
-        """Go back to where a run resumes: drop log lines past it, which it will write again.
-
-        Args:
-            fault: why the watchdog took the run back; it stays in stats.jsonl.
-        """
-        if self.stats.exists():
-            lines = [line for line in self.stats.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            kept = [line for line in lines if _before(json.loads(line), to)]
-            with atomic_file(self.stats) as temporary:
-                temporary.write_text("".join(kept))
+    def rewind(self, to: Progress, fault: Fault) -> None:
+        """Go back to where the watchdog took the run for a fault, which stays in stats.jsonl."""
+        self._forget_after(to)
+        event = {"images": to.images_seen, "event": "rollback", "rollbacks": to.rollbacks, "reason": fault.what}
+        with self.stats.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        self.board.close()
         # TensorBoard drops what earlier event files have at this step and later
-        self.board = SummaryWriter(str(self.config.run_dir / "tensorboard"), purge_step=to.images_seen or None)
-        if fault:
-            event = {"images": to.images_seen, "event": "rollback", "rollbacks": to.rollbacks, "reason": fault.what}
-            with self.stats.open("a") as file:
-                file.write(json.dumps(event) + "\n")
-            self.board.add_text("rollback", f"{fault.what}; went back to image {to.images_seen}", to.images_seen)
+        self.board = SummaryWriter(str(self.config.run_dir / "tensorboard"), purge_step=to.images_seen)
+        self.board.add_text("rollback", f"{fault.what}; went back to image {to.images_seen}", to.images_seen)
+
+    def _forget_after(self, to: Progress) -> None:
+        """Drop log lines past where the run goes on: it will write them again."""
+        if not self.stats.exists():
+            return
+        lines = [line for line in self.stats.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        with atomic_file(self.stats) as temporary:
+            temporary.write_text("".join(line for line in lines if _before(json.loads(line), to)))
 
     def _grid_labels(self) -> tuple[np.ndarray, int]:
         """Labels of the sample grid: a row of 8 per class (up to 8 classes), or 4 rows without classes."""
@@ -112,8 +114,12 @@ class Journal:
     def _latents(self, networks: Networks, device: torch.device, seen: int) -> None:
         """Where training images lie in the latent space: the aggregate posterior, which the prior should cover."""
         assert networks.encoder is not None
-        labels = networks.condition(torch.from_numpy(self.encoded.labels).float().to(device))
-        mu, log_var = networks.encoder(to_tensor(self.encoded.pixels, device), labels)
+        parts = []
+        for start in range(0, len(self.encoded), BATCH):
+            some = self.encoded.take(np.arange(start, min(start + BATCH, len(self.encoded))))
+            labels = networks.condition(torch.from_numpy(some.labels).float().to(device))
+            parts.append(networks.encoder(to_tensor(some.pixels, device), labels))
+        mu, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
         if not (mu.isfinite().all() and log_var.isfinite().all()):
             return
         self.board.add_histogram("latents/mean", mu.flatten(), seen)

@@ -89,7 +89,7 @@ class TrainConfig(Recipe):
     dry_run: bool = False
     """Print networks, parameters, steps, and estimates of memory and time; train and write nothing."""
     mlflow: str | None = None
-    """Tracking URI of an MLflow store to log to as well, such as sqlite:///mlflow.db (needs augray[mlflow])."""
+    """Tracking URI of an MLflow store to log to as well, such as sqlite:///mlflow.db. Needs the extra `mlflow`."""
     mlflow_experiment: str = "augray"
     """Name of the experiment there."""
     checkpoint_images: int = 0

@@ -172,7 +172,7 @@ def _connect(uri: str) -> MlflowClient:
             return MlflowClient(tracking_uri=uri)
     except ImportError as error:
         raise UserError(
-            f"MLflow tracking needs a package that isn't installed ({error.name}): pip install augray[mlflow]"
+            f"MLflow tracking needs a package that isn't installed ({error.name}): pip install -e '.[mlflow]'"
         ) from error
     except Exception as error:
         raise _refused(without_password(uri), error) from error

@@ -178,7 +178,7 @@ def test_a_missing_package_is_one_sentence_with_the_command_that_installs_it(mis
         "except UserError as error: print(error)",
         tmp_path,
     )
-    assert result == f"MLflow tracking needs a package that isn't installed ({missing}): pip install augray[mlflow]\n"
+    assert result == f"MLflow tracking needs a package that isn't installed ({missing}): pip install -e '.[mlflow]'\n"
 
 
 def test_nothing_is_sent_and_nothing_written_outside_the_store_and_the_run(tmp_path):
