@@ -5,7 +5,7 @@ import pytest
 
 from cluster.errors import UserError
 from cluster.storage import read_json, write_json
-from vaegan.checkpoint import read_model
+from vaegan.checkpoint import bests, checkpoints, read_model
 from vaegan.export import ExportConfig, export_checkpoint
 from vaegan.loop import train_loop
 from vaegan.registry import Registry, publish
@@ -138,14 +138,17 @@ def test_networks_that_do_not_fit_the_description_are_refused(model):
         read_model(model)
 
 
-def test_an_earlier_checkpoint_can_be_exported_and_differs_from_the_end(config, model, tmp_path):
-    export_checkpoint(ExportConfig(checkpoint=config.run_dir / "checkpoint_000000064", out=tmp_path / "early"))
-    export_checkpoint(ExportConfig(checkpoint=config.run_dir / "checkpoint_000000096", out=tmp_path / "late"))
-    early, late, end = (Sampler.from_model(path) for path in (tmp_path / "early", tmp_path / "late", model))
+def test_any_checkpoint_can_be_exported_and_the_runs_own_model_is_the_best_of_them(config, model, tmp_path):
+    end = Sampler.from_model(model)
+    (best,) = (folder for folder in bests(config.run_dir) if folder.name.endswith(f"{end.info.images_seen:09d}"))
+    export_checkpoint(ExportConfig(checkpoint=best, out=tmp_path / "best"))
+    other = next(folder for folder in checkpoints(config.run_dir) if folder.name[-9:] != best.name[-9:])
+    export_checkpoint(ExportConfig(checkpoint=other, out=tmp_path / "other"))
+    again, another = (Sampler.from_model(tmp_path / name) for name in ("best", "other"))
     labels, index = end.labels_of(["left"], 4), np.arange(4)
-    assert np.array_equal(late(labels, 0, index), end(labels, 0, index))
-    assert not np.array_equal(early(labels, 0, index), end(labels, 0, index))
-    assert early.info.images_seen == 64
+    assert np.array_equal(again(labels, 0, index), end(labels, 0, index))
+    assert not np.array_equal(another(labels, 0, index), end(labels, 0, index))
+    assert another.info.images_seen == int(other.name[-9:])
 
 
 def test_a_checkpoint_that_is_none_is_refused(config, tmp_path):
