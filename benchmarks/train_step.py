@@ -156,7 +156,7 @@ def compare_rivals(plan: Plan) -> bool:
 
 def same_gradients(plan: Plan) -> bool:
     """Whether the naive step's gradients are ours, in float32, before either is timed."""
-    batch = plan.preset.batch(min(plan.batch, 4))
+    batch = plan.preset.batch(2)
     ours = OurStep(plan.preset, batch, torch.float32).gradients()
     apart = {}
     for name, naive in NaiveStep(plan.preset, batch, torch.float32)().items():

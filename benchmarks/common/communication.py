@@ -182,7 +182,7 @@ def _ping(num_bytes: int) -> float:
     Every one sends a tensor just written, as a step does.
     """
     times_s = []
-    for _ in range(min(max(2**27 // num_bytes, 3), 50)):
+    for _ in range(min(max(2**26 // num_bytes, 3), 20)):
         x = torch.ones(num_bytes // 4)
         dist.barrier()
         times_s.append(seconds(lambda x=x: dist.all_reduce(x)))  # type: ignore[misc]

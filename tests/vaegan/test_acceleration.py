@@ -58,6 +58,19 @@ def test_a_captured_step_takes_the_same_steps_and_capturing_takes_none():
     assert_alike(trained("cuda"), trained("cuda", kind="graphs"))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+def test_a_step_and_its_batch_never_make_the_host_wait_for_the_gpu():
+    networks, optimizers = build("cuda")
+    step = make_step("none", networks, optimizers, LossConfig(), augment=0.5, dtype=torch.bfloat16)
+    step(batch(0, "cuda"), 1.0)
+    x, labels = batch(1, "cuda").x, torch.eye(2).repeat(2, 1).cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(Batch.draw(x, labels, 6, seed=3, step=1), 1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_graphs_without_a_gpu_are_refused_in_a_sentence(config):
     with pytest.raises(UserError, match="acceleration graphs needs a GPU, and the networks are on the CPU"):
         train_loop(replace(config, acceleration="graphs"))
