@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.measure import seconds
+from vaegan.estimate import FlopCounter
 
 aten = torch.ops.aten
 MATRIX_OPS = (aten.convolution, aten.convolution_backward, aten.mm, aten.addmm, aten.bmm, aten.baddbmm)
@@ -71,9 +71,9 @@ def _without_values(value: Any) -> Any:
 
 def flops(step: Callable[[], object]) -> int:
     """Floating-point operations of a step's convolutions and matrix products, a multiply-add counted as two."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounter() as counter:
         step()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def record(step: Callable[[], object]) -> tuple[Counter[Call], int]:
