@@ -45,6 +45,8 @@ class Progress:
     """The validation metric there."""
     stale: int = 0
     """Checkpoints since the best one."""
+    begun_with: str = ""
+    """The model that it began with, in a line; empty for random weights."""
     watchdog: dict[str, Any] = field(default_factory=dict)
     """What it remembers."""
 
@@ -142,6 +144,8 @@ class ModelInfo:
     """Of the training images' hashes, sorted."""
     chosen: str = ""
     """Which of the run's checkpoints this is, and by what."""
+    begun_with: str = ""
+    """The model whose weights were the run's first ones, and what that had seen; empty for random weights."""
     tensors_sha256: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 

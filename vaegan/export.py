@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from cluster.provenance import provenance
 from cluster.storage import read_json, text_sha256
 from vaegan import latents
-from vaegan.checkpoint import STATE, STATE_JSON, ModelInfo, export_model, is_checkpoint, read_state
+from vaegan.checkpoint import STATE, STATE_JSON, ModelInfo, export_model, is_checkpoint, read_info, read_state
 from vaegan.images import pixel_hash
 from vaegan.latents import Mixture
 from vaegan.losses import LossConfig
@@ -76,6 +76,7 @@ def export(
     seed: int,
     images_seen: int,
     chosen: str,
+    begun_with: str,
     name: str,
     version: str,
     started_s: float,
@@ -101,9 +102,20 @@ def export(
         num_training_images=len(images),
         data_sha256=digest,
         chosen=chosen,
+        begun_with=begun_with,
         provenance=provenance(seed=seed, started_s=started_s, inputs={"training images": digest}),
     )
     export_model(folder, networks, fit_mixtures(networks, images.pixels, labels, info), info, card(info))
+
+
+def ancestor(model: Path) -> str:
+    """What a model is, in a line: its training images live on in every model that began with its weights."""
+    info = read_info(model)
+    line = (
+        f"{info.address_prefix} (tensors {info.tensors_sha256[:16]}), trained on {info.num_training_images} images "
+        f"(data {info.data_sha256[:16]})"
+    )
+    return f"{line}; it began with {info.begun_with}" if info.begun_with else line
 
 
 def fit_mixtures(networks: Networks, pixels: np.ndarray, labels: np.ndarray, info: ModelInfo) -> dict[int, Mixture]:
@@ -130,6 +142,7 @@ def card(info: ModelInfo) -> str:
 | classes | {counts or "none: unconditional"} |
 | trained on | {info.num_training_images} images, {info.images_seen} seen in all |
 | checkpoint | {info.chosen or "not recorded"} |
+| begun with | {info.begun_with or "random weights"} |
 | data | sha256 of the images' sorted hashes: `{info.data_sha256}` |
 | latent sources | {", ".join(info.latents)} |
 | git revision | {info.provenance.get("git_revision")} |
@@ -178,10 +191,11 @@ def export_checkpoint(config: ExportConfig) -> int:
     torch.manual_seed(settings["seed"])
     networks = build(recipe, manifest)
     average = DecoderAverage(networks.decoder, recipe.average_half_life_images)
-    seen = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer)).images_seen
+    progress = read_state(config.checkpoint, networks, average, Optimizers(networks, recipe.optimizer))
     export(
         config.out, networks, average, images, manifest,
-        recipe=recipe, seed=settings["seed"], images_seen=seen, chosen=config.checkpoint.name,
+        recipe=recipe, seed=settings["seed"], images_seen=progress.images_seen, chosen=config.checkpoint.name,
+        begun_with=progress.begun_with,
         name=config.name, version=config.version, started_s=started_s,
     )  # fmt: skip
     print(config.out)

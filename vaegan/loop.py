@@ -26,7 +26,7 @@ from vaegan.checkpoint import (
     write_state,
 )
 from vaegan.collectives import average_over_workers, broadcast_number
-from vaegan.export import build, export
+from vaegan.export import ancestor, build, export
 from vaegan.images import to_device, to_tensor
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
@@ -89,6 +89,8 @@ def _train(
     latest = run.latest()
     if latest:
         training.resume(latest)
+    elif config.warm_start is not None:
+        training.begin_with(config.warm_start)
     journal = validation = None
     if run.world_rank == 0:
         tidy(config.run_dir, training.progress.images_seen)
@@ -119,8 +121,6 @@ class Training:
         torch.manual_seed(config.seed)
         self.config, self.run = config, run
         self.networks = build(config, manifest)
-        if config.warm_start is not None:
-            _warm_start(self.networks, config.warm_start)
         self.networks.to(run.device).to(memory_format=torch.channels_last)
         self.average = DecoderAverage(self.networks.decoder, config.average_half_life_images)
         self.optimizers = Optimizers(self.networks, config.optimizer)
@@ -175,6 +175,24 @@ class Training:
         load_state(tensors, *self._everything)
         self._continue_from(replace(progress, rollbacks=rollbacks))
 
+    def begin_with(self, model: Path) -> None:
+        """Take a model's weights for the first ones.
+
+        Raises:
+            UserError: it isn't a model, or one of other networks.
+        """
+        before, _, info = read_model(model)
+        try:
+            self.networks.load_state_dict(before.state_dict())
+        except RuntimeError as error:
+            raise UserError(
+                f"{model} can't start this run ({' '.join(str(error).split())[:160]}): expected networks of the same "
+                f"kind, width, size and classes; it is a {info.kind} of width {info.networks.width} for {info.size} "
+                f"pixels and {len(info.classes)} classes"
+            ) from None
+        self.average.decoder.load_state_dict(before.decoder.state_dict())
+        self.progress = Progress(begun_with=ancestor(model))
+
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint."""
         self._continue_from(read_state(checkpoint, *self._everything))
@@ -220,23 +238,6 @@ class Training:
             self.write(temporary)
         # the one before stays: a run that is killed now may resume from before this one
         remove_all_but(bests(self.config.run_dir), 2)
-
-
-def _warm_start(networks: torch.nn.Module, model: Path) -> None:
-    """Begin with a model's weights.
-
-    Raises:
-        UserError: it isn't a model, or one of other networks.
-    """
-    before, _, info = read_model(model)
-    try:
-        networks.load_state_dict(before.state_dict())
-    except RuntimeError as error:
-        raise UserError(
-            f"{model} can't start this run ({' '.join(str(error).split())[:160]}): expected networks of the same "
-            f"kind, width, size and classes; it is a {info.kind} of width {info.networks.width} for {info.size} pixels"
-            f" and {len(info.classes)} classes"
-        ) from None
 
 
 def _validation(config: TrainConfig, manifest: Manifest) -> Validation | None:
@@ -338,6 +339,7 @@ def _export(training: Training, images: Images, manifest: Manifest, started_s: f
     export(
         model_folder(config.run_dir), training.networks, training.average, images, manifest,
         recipe=config, seed=config.seed, images_seen=training.progress.images_seen, chosen=chosen,
+        begun_with=training.progress.begun_with,
         name=config.name, version=config.version, started_s=started_s,
     )  # fmt: skip
 

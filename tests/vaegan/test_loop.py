@@ -267,6 +267,37 @@ def test_a_warm_start_begins_with_the_models_weights(config):
             assert torch.allclose(before[name], after[name], atol=1e-6), name
 
 
+def test_the_card_of_a_model_that_began_with_another_names_that_and_its_images(config):
+    first = train_loop(config)
+    warm = replace(config, run_dir=config.run_dir.with_name("warm"), warm_start=first, name="second")
+    second = train_loop(warm)
+    third = train_loop(replace(config, run_dir=config.run_dir.with_name("third"), warm_start=second, seed=4))
+    digest = read_json(first / "model.json")["data_sha256"][:16]
+    told = (
+        f"begun with | model/1 (tensors {read_json(first / 'model.json')['tensors_sha256'][:16]}), trained on 48 images"
+    )
+    assert told in (second / "card.md").read_text()
+    begun_with = read_json(third / "model.json")["begun_with"]
+    assert begun_with.startswith("second/1 ")
+    assert "; it began with model/1 (tensors" in begun_with
+    assert begun_with.count(digest) == 2
+    assert "begun with | random weights" in (first / "card.md").read_text()
+
+
+def test_a_run_goes_on_without_the_model_that_it_began_with(config):
+    first = train_loop(config)
+    warm = replace(config, run_dir=config.run_dir.with_name("warm"), warm_start=first, average_half_life_images=0)
+
+    def kill(line):
+        if line["images"] == 80:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_loop(warm, progress=kill)
+    first.rename(first.with_name("moved"))
+    assert read_json(train_loop(warm) / "model.json")["begun_with"].startswith("model/1 ")
+
+
 def test_a_warm_start_from_another_shape_is_refused(config):
     model = train_loop(config)
     wider = replace(config.model, width=8)
