@@ -61,6 +61,11 @@ def best_name(images_seen: int) -> str:
     return f"best_{images_seen:09d}"
 
 
+def images_at(folder: Path) -> int:
+    """Images seen at the checkpoint that a folder named by one of these two holds."""
+    return int(folder.name.rpartition("_")[2])
+
+
 def checkpoints(run_dir: Path, pattern: str = r"checkpoint_\d{9}") -> list[Path]:
     """Complete checkpoint folders of a run, oldest first."""
     found = [path for path in run_dir.glob("*") if re.fullmatch(pattern, path.name)]

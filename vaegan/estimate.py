@@ -14,11 +14,11 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from cluster.errors import UserError
 from vaegan.checkpoint import state_tensors
 from vaegan.export import build
 from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.recipe import TrainConfig, choose_dtype
+from vaegan.runs import check_enough
 from vaegan.shards import Manifest
 from vaegan.steps import Batch, train_step
 
@@ -161,11 +161,7 @@ def estimate(config: TrainConfig, manifest: Manifest, num_images: int, device: t
     Raises:
         UserError: networks that don't fit the images, or fewer images than a batch has.
     """
-    if num_images < config.batch_size:
-        raise UserError(
-            f"{num_images} training images in {config.data}, fewer than batch_size {config.batch_size}: "
-            f"add images or choose a batch_size of at most {num_images}"
-        )
+    check_enough(config, num_images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         rehearsal = _Rehearsal(config, manifest, device)

@@ -14,7 +14,7 @@ import torch
 from cluster.cli import as_dict
 from cluster.errors import UserError
 from cluster.storage import atomic_directory, read_json, write_json
-from vaegan.checkpoint import bests, checkpoint_name, checkpoints, is_checkpoint, is_model, remove_all_but
+from vaegan.checkpoint import bests, checkpoint_name, checkpoints, images_at, is_checkpoint, is_model, remove_all_but
 from vaegan.export import data_sha256
 from vaegan.recipe import TrainConfig
 from vaegan.shards import Images
@@ -76,17 +76,22 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     return as_dict(config) | {"mlflow": config.mlflow and without_password(config.mlflow)}
 
 
+def check_enough(config: TrainConfig, num_images: int) -> None:
+    """Raise a `UserError` where there are fewer training images than a batch has."""
+    if num_images < config.batch_size:
+        raise UserError(
+            f"{num_images} training images in {config.data}, fewer than batch_size {config.batch_size}: "
+            f"add images or choose a batch_size of at most {num_images}"
+        )
+
+
 def check_run(config: TrainConfig, images: Images) -> bool:
     """Claim the run's folder for this config; True when its model is there already.
 
     Raises:
         UserError: too few images, or the folder holds a run of another config or of other images.
     """
-    if len(images) < config.batch_size:
-        raise UserError(
-            f"{len(images)} training images in {config.data}, fewer than batch_size {config.batch_size}: "
-            f"add images or choose a batch_size of at most {len(images)}"
-        )
+    check_enough(config, len(images))
     content = {"config": settings(config), "data_sha256": data_sha256(images), "num_training_images": len(images)}
     path = config.run_dir / "config.json"
     begun = checkpoints(config.run_dir) or (config.run_dir / "stats.jsonl").exists()
@@ -158,5 +163,5 @@ def tidy(run_dir: Path, images_seen: int) -> None:
         if re.fullmatch(r"(checkpoint|best)_\d{9}", path.name) and not is_checkpoint(path):
             shutil.rmtree(path)
     for path in bests(run_dir):
-        if int(path.name.removeprefix("best_")) > images_seen:
+        if images_at(path) > images_seen:
             shutil.rmtree(path)
