@@ -29,7 +29,7 @@ from downstream.plan import Cell, Generator
 from downstream.scores import METRICS, score
 from vaegan.checkpoint import MODEL
 from vaegan.classifier import Task
-from vaegan.evaluate import evaluate_images
+from vaegan.evaluation import evaluate_images
 from vaegan.images import pixel_hash
 from vaegan.loop import train_loop
 from vaegan.metrics.features import make_extractor

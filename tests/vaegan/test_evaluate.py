@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from cluster.errors import UserError
-from vaegan.evaluate import EvaluateConfig, evaluate, evaluate_images, main, patients, table
+from vaegan.evaluate import EvaluateConfig, evaluate, main
+from vaegan.evaluation import evaluate_images, table
+from vaegan.evaluation.measure import patients
 from vaegan.metrics.extractor import Extractor
 from vaegan.metrics.intervals import Subsampling
 from vaegan.shards import DatasetWriter, Images
