@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cluster.errors import UserError
-from cluster.storage import atomic_directory, file_sha256, read_json, write_json
+from cluster.storage import atomic_directory, atomic_file, file_sha256, read_json, write_json
 from vaegan.latents import Mixture
 from vaegan.networks import NetworkConfig, Networks
 from vaegan.optimizers import DecoderAverage, Optimizers
@@ -152,6 +152,8 @@ class ModelInfo:
     begun_with: str = ""
     """The model whose weights were the run's first ones, and what that had seen; empty for random weights."""
     tensors_sha256: str = ""
+    privacy: dict[str, Any] = field(default_factory=dict)
+    """What the last privacy audit found; empty before the first."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -241,6 +243,13 @@ def read_model(folder: Path) -> tuple[Networks, dict[int, Mixture], ModelInfo]:
 def read_card(folder: Path) -> str:
     """The model card, Markdown."""
     return (folder / CARD).read_text(encoding="utf-8")
+
+
+def write_privacy(folder: Path, privacy: dict[str, Any], card: str) -> None:
+    """Put an audit's findings into a model's description, and a card that tells them beside it."""
+    with atomic_file(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    write_json(folder / MODEL_JSON, read_json(folder / MODEL_JSON) | {"privacy": privacy})
 
 
 def remove_all_but(folders: list[Path], keep: int) -> None:

@@ -1,125 +1,279 @@
-"""Compare synthetic images with real ones: every metric with its interval, its real-vs-real floor and its stamp.
+"""Compare synthetic images with real ones: quality, diversity and privacy, every number with interval, floor and stamp.
 
-    python -m vaegan.evaluate --real data/real --synthetic data/synthetic --out metrics.json \\
-        --extractors domain torchvision:squeezenet1_1=squeezenet1_1.safetensors
+    python -m vaegan.evaluate --real data/real --model runs/gen/model --out runs/gen/metrics.json
+
+The exit status is the privacy gate's: 0 pass, 1 fail, 3 too little data to say; 2 is a mistake in the command.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from cluster.cli import run_command
 from cluster.errors import UserError
-from cluster.storage import file_sha256, read_json, write_json
-from vaegan.classifier import Task
-from vaegan.evaluation.measure import FORMAT_VERSION, Progress, evaluate_images
+from cluster.storage import atomic_file, file_sha256, read_json, write_json
+from vaegan.card import record_audit
+from vaegan.checkpoint import CARD, read_info
+from vaegan.evaluation.audit import Audit, for_card
+from vaegan.evaluation.measure import FORMAT_VERSION, FeaturesOf, Measured, Progress, Sets, features_here, measure
+from vaegan.evaluation.page import render_html
+from vaegan.evaluation.paper import chosen_checkpoints, markdown, trajectory
+from vaegan.evaluation.paper_plot import plot
+from vaegan.evaluation.synthesis import synthesize
 from vaegan.evaluation.table import table
-from vaegan.metrics.features import make_extractor, split_spec, weights_file
-from vaegan.shards import dataset_sha256, read_manifest, read_split
+from vaegan.metrics.cache import FeatureCache, default_folder
+from vaegan.metrics.extractor import EXTRACTION_VERSION, Extractor, pick_device
+from vaegan.metrics.features import WITHOUT_FILE, make_extractor, split_spec, weights_file
+from vaegan.metrics.privacy.gate import EXIT_STATUS, Verdict
+from vaegan.metrics.sources import ImageSource, open_source, source_splits
+from vaegan.sampler import Sampler
+from vaegan.shards import Images
+
+WITHOUT_REFERENCE = "gist"
+"""What the privacy audit looks through where all others were trained on the images it asks about."""
+MAX_DOMAIN_IMAGES = 20_000
+DEFAULT_COUNT = 5_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Compare a synthetic dataset with a real one; write metrics.json and print a table."""
+    """Compare synthetic images with real ones; write metrics.json and metrics.html, print a table.
+
+    Images are a dataset of vaegan.prepare or vaegan.sample, a folder of image files, Parquet, .npz or .npy. Exit
+    status: 0 where the privacy gate passes, 1 where it fails, 3 where there is too little data to say.
+    """
 
     real: Path
-    """Dataset with the real images."""
-    synthetic: Path
-    """Dataset with the synthetic images."""
+    """Real images. For the privacy gate: those the generator was trained on."""
     out: Path
-    """File to write, such as metrics.json. One that answers the same question is kept."""
+    """File to write, such as metrics.json; the page and the figures go beside it. One that answers the same question is
+    kept."""
+    synthetic: Path | None = None
+    """Synthetic images; without them --model draws some."""
+    model: Path | None = None
+    """The model folder that the synthetic images are of: attacks that need the weights are tried too, and the verdict
+    is written into its card."""
+    count: int = 0
+    """Images that --model draws, of the real ones' classes in their proportions; 0 takes as many as there are real
+    ones, at most 5,000."""
+    latent: str = "prior"
+    """Source of z that --model draws from: prior or mixture."""
     real_split: str = "train"
-    """Split of the real dataset to compare with; the domain extractor is trained on it."""
+    """Split of the real images to compare with; the domain extractor is trained on it."""
     synthetic_split: str = "train"
-    """Split of the synthetic dataset."""
+    """Split of the synthetic images."""
+    held_out: Path | None = None
+    """Real images of the same kind that the generator has not seen; without it they are a split of --real."""
     held_out_split: str = "val"
-    """Split of the real dataset for the real-vs-real floor; where it is absent or has fewer than 100 images, or with
-    "none", two halves of --real-split that share no patient take its place."""
-    extractors: tuple[str, ...] = ("domain",)
-    """One or more of: domain (a classifier trained on the real images); inception or inception=FILE (the FID network,
-    downloaded where no file is given); torchvision:ARCH=FILE (ARCH as squeezenet1_1, FILE a .safetensors or .pth)."""
+    """Which split they are, for the floor and the privacy gate; "none" for none. Fewer than 100 make no floor: two
+    halves of --real-split that share no patient do."""
+    size: int | None = None
+    """Make all images squares of that many pixels; without it all must have one size."""
+    extractors: tuple[str, ...] = ()
+    """One or more of: inception or inception=FILE, inception:768=FILE (the FID network, downloaded where no file is
+    given); torchvision:ARCH=FILE; torchscript=FILE (a program: only from those you trust); domain (a classifier trained
+    on the real images); gist (a fixed bank of filters). The default is domain and gist."""
     weights: Path | None = None
     """File for the one extractor that is given without =FILE."""
+    skip_privacy: bool = False
+    """Measure quality and diversity only; the exit status then says nothing of privacy."""
+    paper: Path | None = None
+    """A run: measure its checkpoints and write the paper's Table 1 and Figure 1 beside ours, with their caveats."""
+    paper_checkpoints: int = 12
+    """How many of them, from the first to the last at even ratios of images seen."""
+    workers: int = 0
+    """Ray workers that compute features; 0 computes them in this process."""
+    cache: str = "default"
+    """Folder where features are kept by content and extractor; default is AUGRAY_CACHE or ~/.cache/augray/features,
+    none keeps nothing."""
     seed: int = 2020
     """Of subsets, splits and the domain extractor; 2020 draws KID's and IS's as torch-fidelity does."""
-    batch_size: int = 32
-    """Images per forward pass; changes speed and memory, not the numbers."""
+    batch_size: int = 0
+    """Images per forward pass; changes speed and memory, not the numbers. 0 suits the device."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks run; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size ({self.batch_size}) must be at least 1")
+        for name in ("batch_size", "count", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: expected 0 or more")
+        if self.paper_checkpoints < 2:
+            raise ValueError(f"--paper-checkpoints is {self.paper_checkpoints}: expected 2 or more")
+        if (self.paper is None) and self.synthetic is None and self.model is None:
+            raise ValueError("no synthetic images: expected --synthetic DATASET, or --model MODEL that draws some")
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = lambda _line: None) -> dict[str, Any]:
-    """Read both datasets, compare them and write metrics.json; or read it, if it answers the same question already."""
-    manifest = read_manifest(config.real)
+    """Compare, and write metrics.json and metrics.html; or read it, if it answers the same question already."""
     files = _weights_files(config)
-    held_out_split = config.held_out_split if config.held_out_split in manifest.splits else None
-    inputs = {"real": dataset_sha256(config.real), "synthetic": dataset_sha256(config.synthetic)}
-    inputs |= {spec: file_sha256(_existing(path)) for spec, path in files.items() if path}
-    question = {
-        "inputs": inputs,
-        "splits": [config.real_split, config.synthetic_split, held_out_split],
-        "extractors": list(files),
-        "seed": config.seed,
-    }
+    real = open_source(config.real, config.real_split, size=config.size)
+    held_out = _held_out(config)
+    synthetic = None if config.synthetic is None else open_source(
+        config.synthetic, config.synthetic_split, size=config.size
+    )  # fmt: skip
+    question = _question(config, files, {"real": real, "held_out": held_out, "synthetic": synthetic})
     kept = _answer_to(question, config.out)
-    if kept:
+    if kept and config.out.with_suffix(".html").exists():
         progress(f"{config.out} is there already, for the same images, extractors and seed")
         return kept
-    real = read_split(config.real, config.real_split)
-    synthetic = read_split(config.synthetic, config.synthetic_split)
-    task: Task = "multilabel" if manifest.task == "multilabel" else "multiclass"
-    extractors = []
-    for spec, path in files.items():
-        progress(f"{spec}: building the extractor")
-        extractors.append(
-            make_extractor(spec, weights=path, real_train=real, task=task, seed=config.seed, device=config.device)
-        )
-    result = evaluate_images(
-        real,
-        synthetic,
-        extractors,
-        held_out=read_split(config.real, held_out_split) if held_out_split else None,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        inputs=inputs,
-        progress=progress,
+    device = pick_device(config.device)
+    sampler = None if config.model is None else Sampler.from_model(config.model, device)
+    if synthetic is None:
+        assert sampler is not None
+        count = config.count or min(len(real), DEFAULT_COUNT)
+        progress(f"{sampler.info.address_prefix}: drawing {count} images")
+        synthetic = synthesize(sampler, real, count, latent=config.latent)
+    sets = Sets(real=real, synthetic=synthetic, held_out=held_out)
+    audit = None
+    if not config.skip_privacy:
+        progress("privacy: fingerprints")
+        audit = Audit.prepare(sets, sampler, _cache(config))
+    extractors = _extractors(config, files, real, progress)
+    features_of = _features_of(config)
+    measured = measure(
+        sets, extractors, features_of=features_of, seed=config.seed, inputs=question["inputs"], progress=progress
     )
-    result = {"question": question, **result}
-    write_json(config.out, result)
+    if audit is not None:
+        progress("privacy: copies, nearest neighbours, membership")
+        found = measured.features
+        if all(extractor.trained_on_reference for extractor, _ in found):
+            spare = make_extractor(WITHOUT_REFERENCE, device=device)
+            found = [*found, (spare, features_of(sets.all, spare))]
+        measured.result["privacy"] = audit.run(found, config.seed)
+    result = {"question": question, **measured.result}
+    _write(config.out, result, measured)
     return result
 
 
+def reproduce(config: EvaluateConfig, run_dir: Path, progress: Progress = lambda _line: None) -> str:
+    """The paper's table and figure for a run's checkpoints, written as .json, .md and .png; returns the table."""
+    chosen_checkpoints(run_dir, config.paper_checkpoints)  # a wrong folder is found before the work, not after
+    files = _weights_files(config)
+    real = open_source(config.real, config.real_split, size=config.size)
+    held_out = _held_out(config)
+    question = _question(config, files, {"real": real, "held_out": held_out}) | {"run": str(run_dir)}
+    document = _answer_to(question, config.out)
+    if document is None:
+        found = trajectory(
+            run_dir, real, held_out, _extractors(config, files, real, progress),
+            features_of=_features_of(config), most=config.paper_checkpoints, seed=config.seed,
+            device=pick_device(config.device), inputs=question["inputs"], progress=progress,
+        )  # fmt: skip
+        document = {"format": FORMAT_VERSION, "question": question, **found}
+        plot(document, config.out.with_suffix(".png"))
+        config.out.with_suffix(".md").write_text(markdown(document), encoding="utf-8")
+        write_json(config.out, document)
+    return markdown(document)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    def command(config: EvaluateConfig) -> None:
-        result = evaluate(config, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def command(config: EvaluateConfig) -> int:
+        if config.paper is not None:
+            print(reproduce(config, config.paper, show))
+            print(config.out, config.out.with_suffix(".md"), config.out.with_suffix(".png"), sep="\n")
+            return 0
+        result = evaluate(config, show)
         print(table(result))
-        print(f"\n{config.out}")
+        print("", config.out, config.out.with_suffix(".html"), sep="\n")
+        if result["privacy"] is None:
+            return 0
+        if config.model is not None:
+            record_audit(config.model, for_card(result))
+            print(config.model / CARD)
+        return EXIT_STATUS[Verdict(result["privacy"]["verdict"])]
 
     return run_command(EvaluateConfig, command, prog="python -m vaegan.evaluate", argv=argv)
+
+
+def _held_out(config: EvaluateConfig) -> ImageSource | None:
+    """The images that the generator has not seen, if there are any."""
+    path = config.held_out or config.real
+    if config.held_out_split == "none" or (path == config.real and config.held_out_split == config.real_split):
+        return None
+    if config.held_out is None and config.held_out_split not in source_splits(config.real):
+        return None
+    split = config.held_out_split if config.held_out_split in source_splits(path) else None
+    return open_source(path, split, size=config.size)
 
 
 def _weights_files(config: EvaluateConfig) -> dict[str, Path | None]:
     """Kind of each extractor (without `=FILE`) to its file; --weights goes to the one that names none."""
     kinds = [split_spec(spec) for spec in config.extractors]
-    if not kinds:
-        raise UserError("no extractor: expected at least one; type --extractors domain")
     if len({kind for kind, _ in kinds}) < len(kinds):
         raise UserError(f"an extractor is named twice in {' '.join(config.extractors)}; name each once")
-    open_kinds = [kind for kind, path in kinds if path is None and kind != "domain"]
+    open_kinds = [kind for kind, path in kinds if path is None and kind not in WITHOUT_FILE]
     if config.weights and len(open_kinds) != 1:
         raise UserError(
             f"--weights {config.weights} is for the one extractor without =FILE, but there are {len(open_kinds)}; "
             "type --extractors torchvision:ARCH=FILE inception=FILE"
         )
     return {split_spec(spec)[0]: weights_file(spec, config.weights) for spec in config.extractors}
+
+
+def _extractors(
+    config: EvaluateConfig, files: Mapping[str, Path | None], real: ImageSource, progress: Progress
+) -> list[Extractor]:
+    """Those that were asked for; by default those that need no file and, of these, not `domain` with a single class."""
+    kinds = dict(files)
+    if not kinds:
+        two_classes = bool(real.labels.shape[1]) and bool(np.ptp(real.labels, axis=0).any())
+        kinds = dict.fromkeys(kind for kind in WITHOUT_FILE if two_classes or kind != "domain")
+    made = []
+    for kind, path in kinds.items():
+        progress(f"{kind}: building the extractor")
+        options: dict[str, Any] = _domain_options(real) if kind == "domain" else {}
+        made.append(make_extractor(kind, weights=path, seed=config.seed, device=config.device, **options))
+    return made
+
+
+def _domain_options(real: ImageSource) -> dict[str, Any]:
+    """Real images for the domain extractor, drawn where there are very many; and whether their classes exclude."""
+    rows = np.arange(len(real))
+    if len(rows) > MAX_DOMAIN_IMAGES:
+        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_DOMAIN_IMAGES, replace=False))
+    images = Images.real(real.pixels(rows), real.labels[rows], list(real.patient_id[rows]), list(real.image_id[rows]))
+    exclusive = bool((real.labels.sum(axis=1) == 1).all())
+    return {"real_train": images, "task": "multiclass" if exclusive else "multilabel"}
+
+
+def _features_of(config: EvaluateConfig) -> FeaturesOf:
+    """How this command computes features."""
+    return partial(features_here, batch_size=config.batch_size or None, cache=_cache(config))
+
+
+def _cache(config: EvaluateConfig) -> FeatureCache | None:
+    if config.cache == "none":
+        return None
+    return FeatureCache(default_folder() if config.cache == "default" else Path(config.cache))
+
+
+def _question(
+    config: EvaluateConfig, files: Mapping[str, Path | None], sources: Mapping[str, ImageSource | None]
+) -> dict[str, Any]:
+    """All that decides on the answer."""
+    inputs = {name: source.sha256 for name, source in sources.items() if source is not None}
+    inputs |= {spec: file_sha256(_existing(path)) for spec, path in files.items() if path}
+    if config.model is not None:
+        inputs["model"] = read_info(config.model).tensors_sha256
+    return {
+        "inputs": inputs,
+        "extractors": list(files) or "default",
+        "code": EXTRACTION_VERSION,
+        "seed": config.seed,
+        "size": config.size,
+        "samples": [config.count, config.latent] if config.synthetic is None else None,
+        "privacy": not config.skip_privacy,
+    }
 
 
 def _existing(path: Path) -> Path:
@@ -141,6 +295,13 @@ def _answer_to(question: dict[str, Any], out: Path) -> dict[str, Any] | None:
         return None
     same = isinstance(content, dict) and content.get("question") == question and content.get("format") == FORMAT_VERSION
     return content if same else None
+
+
+def _write(out: Path, result: dict[str, Any], measured: Measured) -> None:
+    """The page, then the document: where that is, all is."""
+    with atomic_file(out.with_suffix(".html")) as temporary:
+        temporary.write_text(render_html(result, measured.gallery()), encoding="utf-8")
+    write_json(out, result)
 
 
 if __name__ == "__main__":

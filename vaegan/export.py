@@ -3,7 +3,7 @@
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from cluster.errors import UserError
 from cluster.provenance import provenance
 from cluster.storage import read_json, text_sha256
 from vaegan import latents
+from vaegan.card import card
 from vaegan.checkpoint import STATE, STATE_JSON, ModelInfo, export_model, is_checkpoint, read_info, read_state
 from vaegan.images import pixel_hash
 from vaegan.latents import Mixture
@@ -46,7 +47,12 @@ class ExportConfig:
 
 def data_sha256(images: Images) -> str:
     """SHA-256 of the sorted hashes of training images: the same for the same images in any order."""
-    return text_sha256("\n".join(sorted(map(pixel_hash, images.pixels))))
+    return hashes_sha256(map(pixel_hash, images.pixels))
+
+
+def hashes_sha256(pixel_hashes: Iterable[str]) -> str:
+    """`data_sha256` of images whose hashes are known."""
+    return text_sha256("\n".join(sorted(pixel_hashes)))
 
 
 def build(recipe: Recipe, manifest: Manifest) -> Networks:
@@ -130,44 +136,12 @@ def fit_mixtures(networks: Networks, pixels: np.ndarray, labels: np.ndarray, inf
     return {k: Mixture.fit(z[rows], MIXTURE_SEED) for k, rows in groups.items() if len(rows) > 1}
 
 
-def card(info: ModelInfo) -> str:
-    """The model card, Markdown: what it is, what it saw, what must not be concluded."""
-    counts = ", ".join(f"{name} {count}" for name, count in zip(info.classes, info.class_counts, strict=True))
-    return f"""# Model card: {info.name}, version {info.version}
+def export_checkpoint(config: ExportConfig) -> None:
+    """Rebuild a run's networks, restore a checkpoint, write a model.
 
-| | |
-|---|---|
-| kind | {info.kind}, {info.networks.latent_dim} latent dimensions, width {info.networks.width} |
-| images | {info.size}x{info.size}, {"grey" if info.channels == 1 else "colour"} |
-| classes | {counts or "none: unconditional"} |
-| trained on | {info.num_training_images} images, {info.images_seen} seen in all |
-| checkpoint | {info.chosen or "not recorded"} |
-| begun with | {info.begun_with or "random weights"} |
-| data | sha256 of the images' sorted hashes: `{info.data_sha256}` |
-| latent sources | {", ".join(info.latents)} |
-| git revision | {info.provenance.get("git_revision")} |
-
-## Intended use
-
-Synthetic images to be added to the training data of a classifier, after an ablation has shown whether that helps on
-the data at hand (`python -m downstream.ablate`).
-
-## Not to be used for
-
-- Diagnosis, teaching of diagnosis, or as evidence of how a disease looks: an image shows what the networks learned of
-  few films.
-- Test or validation data.
-
-## Privacy
-
-**Not audited.** No test was made of whether this model repeats, wholly or in part, the films of the patients it was
-trained on. Until one was made, treat the model and its images as you treat the training data. The mixture latent source
-has components fitted to as few as two images where a class has no more.
-"""
-
-
-def export_checkpoint(config: ExportConfig) -> int:
-    """The command: rebuild a run's networks, restore a checkpoint, write a model."""
+    Raises:
+        UserError: no checkpoint, or the run's dataset changed since.
+    """
     started_s = time.time()
     if not is_checkpoint(config.checkpoint):
         raise UserError(
@@ -198,13 +172,16 @@ def export_checkpoint(config: ExportConfig) -> int:
         begun_with=progress.begun_with,
         name=config.name, version=config.version, started_s=started_s,
     )  # fmt: skip
-    print(config.out)
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: `python -m vaegan.export --checkpoint RUN/checkpoint_N --out MODEL`."""
-    return run_command(ExportConfig, export_checkpoint, prog="python -m vaegan.export", argv=argv)
+
+    def command(config: ExportConfig) -> None:
+        export_checkpoint(config)
+        print(config.out)
+
+    return run_command(ExportConfig, command, prog="python -m vaegan.export", argv=argv)
 
 
 if __name__ == "__main__":

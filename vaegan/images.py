@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import imagehash
 import numpy as np
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from cluster.errors import UserError
 
+SCALED_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+"""Pillow's modes of one channel with more than 256 values."""
+GREY_MODES = ("1", "L", "LA", *SCALED_MODES)
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes of PNG can unpack to gigabytes."""
 
@@ -36,25 +41,54 @@ def to_pixels(x: Tensor) -> np.ndarray:
     return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, *, constant: bool = False) -> np.ndarray:
     """Any image file that Pillow reads to uint8 (H, W, C), C = 1 for grey and 3 for everything else.
 
     16-bit and float images are scaled by their own range: the darkest pixel becomes 0, the brightest 255.
 
+    Args:
+        constant: whether an image of one value is taken. A film of one value is no film; a generator's image of one
+            value must be measured.
+
     Raises:
-        UserError: the bytes are empty, cut short, no image, too large, not finite or of one constant value; the
-            message is the bare reason, for the caller to put beside the file's name.
+        UserError: the bytes are empty, cut short, no image, too large, not finite or (unless `constant`) of one value;
+            the message is the bare reason, for the caller to put beside the file's name.
     """
+    with _opened(data) as image:
+        image.load()  # opening reads only the header; a truncated file fails here
+        array = _grey_or_rgb(image)
+    return check_pixels(array, constant=constant)
+
+
+def inspect(data: bytes) -> tuple[int, int, int]:
+    """(height, width, channels) that `decode` would give, at a fraction of its time.
+
+    Looks for what is cut short or damaged as far as that is cheap: checksums of a PNG, an eighth of the resolution of
+    a JPEG; other formats are decoded.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    with _opened(data) as image:
+        shape = (image.height, image.width, 1 if image.mode in GREY_MODES else 3)
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.draft(image.mode, (image.width // 8, image.height // 8))  # means something to JPEG alone
+            image.load()
+    return shape
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """Pillow's image, whose complaints become sentences, those while it is in use too."""
     if not data:
         raise UserError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-                image.load()  # Image.open reads only the header; a truncated file fails here
-                array = _grey_or_rgb(image)
+        with _QUIET, Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+            yield image
     except UnidentifiedImageError:
         raise UserError("not an image in a format that can be read") from None
     except Image.DecompressionBombError:
@@ -63,25 +97,51 @@ def decode(data: bytes) -> np.ndarray:
         if isinstance(error, UserError):
             raise
         raise UserError(f"damaged or cut short ({' '.join(str(error).split())})") from None
-    return check_pixels(array)
 
 
-def check_pixels(array: np.ndarray) -> np.ndarray:
+def check_pixels(array: np.ndarray, *, constant: bool = False) -> np.ndarray:
     """Any numeric (H, W) or (H, W, C) to uint8 (H, W, C); see `decode` for the scaling and what is refused."""
     if not np.isfinite(array).all():
         raise UserError("pixels that are not finite numbers (NaN or infinity)")
     low, high = array.min(), array.max()
-    if low == high:
+    if low == high and not constant:
         raise UserError(f"every pixel has the same value ({low:g})")
     if array.dtype != np.uint8:
-        array = np.round((array.astype(np.float64) - low) * (255 / (float(high) - float(low)))).astype(np.uint8)
+        scale = 255 / (float(high) - float(low)) if high > low else 0.0
+        array = np.round((array.astype(np.float64) - low) * scale).astype(np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 
 def _grey_or_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
+    if image.mode in SCALED_MODES:
         return np.asarray(image, dtype=np.float64)
-    return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+
+
+class _Quiet:
+    """Warnings are dropped while any thread is inside. `warnings.catch_warnings` in threads may leave them off."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.lock = threading.Lock()
+        self.caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
 
 
 def resize(pixels: np.ndarray, size: int, channels: int) -> np.ndarray:

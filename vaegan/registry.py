@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.storage import atomic_directory, file_sha256, read_json, write_json
+from cluster.storage import atomic_directory, atomic_file, file_sha256, read_json, write_json
 from vaegan.checkpoint import MODEL_JSON, is_model, read_info
 
 SUMS = "SHA256SUMS"
@@ -95,6 +95,17 @@ def publish(model: Path, root: Path, address: str) -> ModelEntry:
             shutil.copyfile(path, temporary / path.name)
         about = read_json(temporary / MODEL_JSON)
         write_json(temporary / MODEL_JSON, about | {"name": name, "version": version})
-        sums = "".join(f"{file_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
-        (temporary / SUMS).write_text(sums)
+        _write_sums(temporary)
     return ModelEntry(name, version, target)
+
+
+def renew_sums(model: Path) -> None:
+    """Write a published model's sums again, after an audit changed its card; a model outside a registry has none."""
+    if (model / SUMS).exists():
+        _write_sums(model)
+
+
+def _write_sums(folder: Path) -> None:
+    files = [path for path in sorted(folder.iterdir()) if path.name != SUMS]
+    with atomic_file(folder / SUMS) as temporary:
+        temporary.write_text("".join(f"{file_sha256(path)}  {path.name}\n" for path in files))

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -167,6 +168,23 @@ def to_table(images: Images, schema: pa.Schema) -> pa.Table:
 
 def from_table(table: pa.Table) -> Images:
     """An Arrow table of `schema` as Images (one copy of the pixels)."""
+    strings = lambda name: np.array(table.column(name).to_pylist(), dtype=object)  # noqa: E731
+    synthetic = table.column("model").null_count < table.num_rows
+    numbers = lambda name: table.column(name).fill_null(-1).to_numpy().astype(np.int64)  # noqa: E731
+    return Images(
+        pixels_of(table),
+        labels_of(table),
+        strings("patient_id"),
+        strings("image_id"),
+        strings("source"),
+        model=strings("model") if synthetic else None,
+        seed=numbers("seed") if synthetic else None,
+        index=numbers("index") if synthetic else None,
+    )
+
+
+def pixels_of(table: pa.Table) -> np.ndarray:
+    """The image column of a table of `schema`, whatever other columns it has: uint8 (N, H, W, C), one copy."""
     about = json.loads((table.schema.metadata or {})[b"augray"])
     shape = (table.num_rows, about["height"], about["width"], about["channels"])
     pixels = np.empty(shape, dtype=np.uint8)
@@ -177,23 +195,14 @@ def from_table(table: pa.Table) -> Images:
         rows = buffer[chunk.offset * size : (chunk.offset + len(chunk)) * size]
         pixels[at : at + len(chunk)] = rows.reshape(-1, *shape[1:])
         at += len(chunk)
-    num_classes = len(about["classes"])
-    labels = np.concatenate(
-        [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("labels").chunks] or [np.empty(0)]
-    )
-    strings = lambda name: np.array(table.column(name).to_pylist(), dtype=object)  # noqa: E731
-    synthetic = table.column("model").null_count < table.num_rows
-    numbers = lambda name: table.column(name).fill_null(-1).to_numpy().astype(np.int64)  # noqa: E731
-    return Images(
-        pixels,
-        labels.astype(np.uint8).reshape(table.num_rows, num_classes),
-        strings("patient_id"),
-        strings("image_id"),
-        strings("source"),
-        model=strings("model") if synthetic else None,
-        seed=numbers("seed") if synthetic else None,
-        index=numbers("index") if synthetic else None,
-    )
+    return pixels
+
+
+def labels_of(table: pa.Table) -> np.ndarray:
+    """The label column of a table of `schema`: uint8 (N, K)."""
+    num_classes = len(json.loads((table.schema.metadata or {})[b"augray"])["classes"])
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("labels").chunks]
+    return np.concatenate(chunks or [np.empty(0)]).astype(np.uint8).reshape(table.num_rows, num_classes)
 
 
 def read_manifest(dataset: Path) -> Manifest:
@@ -231,19 +240,35 @@ def read_split(dataset: Path, split: str) -> Images:
     Raises:
         UserError: the dataset has no such split, or a file of it is missing or damaged.
     """
+    tables = []
+    for name in split_info(dataset, split).files:
+        with readable(dataset / name):
+            tables.append(pq.read_table(dataset / name))
+    return from_table(pa.concat_tables(tables))
+
+
+def split_info(dataset: Path, split: str) -> SplitInfo:
+    """What the manifest says of a split.
+
+    Raises:
+        UserError: the dataset has no such split.
+    """
     manifest = read_manifest(dataset)
     if split not in manifest.splits:
         raise UserError(f"{dataset} has no {split} split: it has {', '.join(manifest.splits) or 'none'}")
-    tables = []
-    for name in manifest.splits[split].files:
-        try:
-            tables.append(pq.read_table(dataset / name))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"{dataset / name} can't be read ({' '.join(str(error).split())[:200]}): "
-                "the manifest lists it; prepare the dataset again"
-            ) from None
-    return from_table(pa.concat_tables(tables))
+    return manifest.splits[split]
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Arrow's complaints about a file of a dataset, while it is read in this context, become a sentence."""
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"{file} can't be read ({' '.join(str(error).split())[:200]}): "
+            "the manifest lists it; prepare the dataset again"
+        ) from None
 
 
 class DatasetWriter:
@@ -303,7 +328,7 @@ class DatasetWriter:
 
     def finish(self, *, report: dict[str, Any] | None = None, provenance: dict[str, Any] | None = None) -> Manifest:
         """Write what is pending, the rejects and the manifest, and give the folder its final name."""
-        for split in self.pending:
+        for split in [name for name, parts in self.pending.items() if parts]:
             self._write(split, self.rows_per_file)
         rejects = pa.table({"path": [r[0] for r in self.rejects], "reason": [r[1] for r in self.rejects]},
                            schema=pa.schema([("path", pa.string()), ("reason", pa.string())]))  # fmt: skip

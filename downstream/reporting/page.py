@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from jinja2 import Environment
 
 from downstream.reporting import words
+from vaegan.webpage.html import data_uri, environment, stylesheet
 
 WORDS = ("arm_name", "metric_name", "classifier_name", "percent", "number", "signed", "interval", "magnitude",
          "duration", "moment", "counted", "joined")  # fmt: skip
@@ -56,9 +54,9 @@ class ExampleGroup:
 
 def render_html(findings: dict[str, Any], plots: list[Plot], examples: list[ExampleGroup], folder: Path) -> str:
     """The whole page as one HTML text; images and CSS are inside it."""
-    css = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))  # ours: nothing in it comes from a user
     sources = {plot.file: data_uri((folder / plot.file).read_bytes()) for plot in plots if plot.topic != "examples"}
     template = _environment(autoescape=True).get_template("report.html.j2")
+    css = stylesheet(TEMPLATES / "report.css")
     return template.render(f=findings, plots=plots, examples=examples, css=css, sources=sources)
 
 
@@ -69,33 +67,12 @@ def render_markdown(findings: dict[str, Any], plots: list[Plot], examples: list[
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
 @cache
 def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {name: getattr(words, name) for name in WORDS}
-    environment.filters |= {"pretty": pretty, "breakable": breakable, "md": escape_markdown, "png_uri": data_uri}
-    environment.globals |= {"METRICS": words.METRICS, "LOWER_IS_BETTER": words.LOWER_IS_BETTER}
-    return environment
-
-
-def pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
-
-
-def breakable(text: str) -> Markup:
-    """Escaped text that may wrap after each slash, as an address in a narrow caption must."""
-    return Markup("/<wbr>").join(escape(part) for part in text.split("/"))
+    filters = {name: getattr(words, name) for name in WORDS} | {"md": escape_markdown}
+    made = environment(TEMPLATES, filters, autoescape=autoescape)
+    made.globals |= {"METRICS": words.METRICS, "LOWER_IS_BETTER": words.LOWER_IS_BETTER}
+    return made
 
 
 def escape_markdown(text: Any) -> str:

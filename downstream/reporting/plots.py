@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from cluster.storage import atomic_file
 from downstream.reporting.words import arm_name, percent
 from vaegan.images import encode_png, grid
-
-INK, MUTED, RULE = "#1d2329", "#5b6670", "#d5dade"
+from vaegan.webpage.figures import MUTED, RC, RULE, to_png
 
 ARM_STYLES: dict[str, tuple[str, str]] = {
     "real": ("#1d2329", "o"),
@@ -36,21 +34,6 @@ ARM_STYLES: dict[str, tuple[str, str]] = {
 """Colour and marker of each arm, the same in every figure."""
 
 SPARE_STYLES = (("#8c6bb1", "<"), ("#7f7f00", ">"), ("#a65628", "p"), ("#4d4d4d", "h"))
-
-RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 def arm_style(arm: str, arms: Sequence[str]) -> tuple[str, str]:
@@ -165,7 +148,5 @@ def _row_label(gain: dict[str, Any], several_ratios: bool) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """PNG at twice the page's resolution, without the version and the time that Matplotlib would write into it."""
-    FigureCanvasAgg(figure)
     with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=200, metadata={"Software": None})
+        temporary.write_bytes(to_png(figure))

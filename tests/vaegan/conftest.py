@@ -16,9 +16,8 @@ def made_up(count: int, seed: int = 0, size: int = 32) -> Images:
     pixels = rng.integers(0, 60, (count, size, size, 1), dtype=np.uint8)
     pixels[label == 0, :, : size // 2] += 150
     pixels[label == 1, :, size // 2 :] += 150
-    return Images.real(
-        pixels, np.eye(2, dtype=np.uint8)[label], [f"p{i // 2}" for i in range(count)], [f"i{i}" for i in range(count)]
-    )
+    patients, ids = [f"{seed}-p{i // 2}" for i in range(count)], [f"{seed}-i{i}" for i in range(count)]
+    return Images.real(pixels, np.eye(2, dtype=np.uint8)[label], patients, ids)
 
 
 @pytest.fixture

@@ -1,213 +1,184 @@
-import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from cluster.errors import UserError
+from vaegan.checkpoint import read_card, read_info
 from vaegan.evaluate import EvaluateConfig, evaluate, main
-from vaegan.evaluation import evaluate_images, table
-from vaegan.evaluation.measure import patients
-from vaegan.metrics.extractor import Extractor
-from vaegan.metrics.intervals import Subsampling
-from vaegan.shards import DatasetWriter, Images
+from vaegan.loop import train_loop
+from vaegan.metrics.cache import FeatureCache
+from vaegan.registry import Registry, publish
+from vaegan.runs import SoloRun
+from vaegan.shards import DatasetWriter, Images, read_split
 
-QUICK = Subsampling(replicates=4)
-NAMES = ["frechet_distance", "kernel_distance", "classifier_score", "precision", "recall", "density", "coverage"]
+NAMES = ["frechet_distance", "kernel_distance", "classifier_score", "precision", "recall", "density", "coverage",
+         "c2st_auc", "ms_ssim"]  # fmt: skip
 
 
-def images(count, seed, size=16, noise=20.0, films_per_patient=1):
-    """Two classes: a bright spot left or right, over noise."""
+def images(count, seed, size=32, classes=2):
+    """A bright spot left or right at a place of its own, over noise; every film of another patient."""
     rng = np.random.default_rng(seed)
-    right = np.arange(count) // films_per_patient % 2
-    pixels = rng.normal(100, noise, size=(count, size, size, 1))
+    right = np.arange(count) % classes
+    pixels = rng.normal(90, 12, size=(count, size, size, 1))
     for row, side in enumerate(right):
-        pixels[row, 4:12, 9 * side : 9 * side + 6] += 80
+        y, x, width, height = rng.integers(2, size // 2 - 4), rng.integers(1, 5), *rng.integers(4, 9, size=2)
+        left = x + side * size // 2
+        pixels[row, y : y + height, left : left + width] += rng.uniform(40, 120)
     ids = [f"{seed}-{i}" for i in range(count)]
-    patient_ids = [f"{seed}-p{i // films_per_patient}" for i in range(count)]
-    return Images.real(pixels.clip(0, 255).astype(np.uint8), np.eye(2, dtype=np.uint8)[right], patient_ids, ids)
+    return Images.real(pixels.clip(0, 255).astype(np.uint8), np.eye(classes, dtype=np.uint8)[right], ids, ids)
 
 
-def projection(dim=8, **changes):
-    """A small extractor: random projections of the pixels, two of them as logits."""
-    matrix = torch.randn(256, dim, generator=torch.Generator().manual_seed(0)) / 16
-
-    def network(batch):
-        features = batch.flatten(1).float() / 64 @ matrix
-        return features, features[:, :2]
-
-    whole = Extractor("a projection", "only", weights_sha256="0" * 64, resize="none", dim=dim, network=network)
-    return dataclasses.replace(whole, **changes)
-
-
-def by_name(result):
-    return {number["metric"]: number for number in result["numbers"]}
-
-
-def compare(real, synthetic, **options):
-    options = {"extractors": [projection()], "subsampling": QUICK} | options
-    return by_name(evaluate_images(real, synthetic, **options))
-
-
-def test_every_number_carries_its_whole_stamp():
-    numbers = compare(images(60, 0), images(50, 1))
-    assert list(numbers) == NAMES
-    for number in numbers.values():
-        assert number["label"].endswith(", a projection")
-        assert number["extractor"] == {
-            "name": "a projection", "layer": "only", "weights_sha256": "0" * 64, "resize": "none", "dim": 8,
-        }  # fmt: skip
-        assert (number["num_real"], number["num_synthetic"]) == (60, 50)
-        low, high = number["interval"]
-        assert low <= number["value"] <= high
-        assert np.isfinite([number["value"], number["floor"], low, high]).all()
-        assert number["settings"]
-        assert number["interval_method"]
-    json.dumps(list(numbers.values()), allow_nan=False)
-
-
-def test_unseen_images_of_the_same_kind_come_out_nearer_than_blurred_ones_and_these_nearer_than_noise():
-    real, same = images(120, 0), images(120, 1)
-    blurred = dataclasses.replace(same, pixels=(same.pixels // 2 + np.roll(same.pixels, 4, axis=2) // 2))
-    noise = dataclasses.replace(
-        same, pixels=np.random.default_rng(0).integers(0, 256, same.pixels.shape).astype(np.uint8)
-    )
-    near, between, far = (compare(real, other) for other in (same, blurred, noise))
-    for name in ("frechet_distance", "kernel_distance"):
-        assert near[name]["value"] < between[name]["value"] < far[name]["value"]
-        assert abs(near[name]["value_at_floor_n"] - near[name]["floor"]) < 0.1 * between[name]["value"]
-    assert near["precision"]["value"] > far["precision"]["value"]
-    assert near["coverage"]["value"] > between["coverage"]["value"] > far["coverage"]["value"]
-
-
-def test_only_the_fid_network_gives_fid_kid_and_inception_score():
-    fid_network = projection(is_fid_network=True)
-    labels = {
-        name: number["label"]
-        for name, number in compare(images(40, 0), images(40, 1), extractors=[fid_network]).items()
-    }
-    assert labels["frechet_distance"] == "FID"
-    assert labels["kernel_distance"] == "KID"
-    assert labels["classifier_score"] == "Inception Score"
-    others = [number["label"] for number in compare(images(40, 0), images(40, 1)).values()]
-    assert not any(word in label for label in others for word in ("FID", "KID", "Inception"))
-
-
-def test_fewer_images_than_features_are_warned_of_and_the_shrunk_distance_is_not_called_fid():
-    wide = [projection(dim=40, is_fid_network=True)]
-    few = compare(images(40, 0), images(60, 1), extractors=wide)["frechet_distance"]
-    assert few["label"] == "Fréchet distance (Ledoit-Wolf covariance), a projection"
-    assert "fewer than 40 features + 1" in few["warning"]
-    assert "ledoit-wolf" in few["settings"]
-    assert np.isfinite(few["value"])
-    enough = compare(images(41, 0), images(60, 1), extractors=wide)["frechet_distance"]
-    assert (enough["label"], enough["warning"]) == ("FID", None)
-
-
-def test_held_out_images_given_as_synthetic_score_exactly_the_floor():
-    held_out = images(110, 1)
-    for number in compare(images(130, 0), held_out, held_out=held_out).values():
-        assert number["value"] == number["floor"] == number["value_at_floor_n"]
-        assert number["floor_detail"]["num_other"] == 110
-        assert number["floor_detail"]["against"].startswith("held-out real images")
-
-
-def test_too_few_held_out_images_are_not_used_and_the_floor_says_so_and_at_which_counts_it_is():
-    floor = compare(images(60, 0), images(50, 1), held_out=images(30, 2))["coverage"]["floor_detail"]
-    assert "the 30 held-out images are fewer than 100" in floor["against"]
-    assert (floor["num_reference"], floor["num_other"], floor["repeats"]) == (30, 30, 5)
-    floor = compare(images(200, 0), images(50, 1))["coverage"]["floor_detail"]
-    assert (floor["num_reference"], floor["num_other"]) == (100, 50)
-
-
-def test_without_unseen_images_an_extractor_that_saw_the_reference_warns_of_its_floor():
-    seen = [projection(trained_on_reference=True)]
-    assert "too good" in compare(images(40, 0), images(40, 1), extractors=seen)["recall"]["warning"]
-    held_out = images(100, 2)
-    assert compare(images(40, 0), images(40, 1), extractors=seen, held_out=held_out)["recall"]["warning"] is None
-
-
-def test_classes_without_probabilities_have_no_classifier_score():
-    extractor = projection()
-    mute = dataclasses.replace(extractor, network=lambda batch: (extractor.network(batch)[0], None))
-    assert "classifier_score" not in compare(images(40, 0), images(40, 1), extractors=[mute])
-
-
-def test_the_batch_size_changes_nothing_and_the_seed_only_what_is_drawn():
-    real, synthetic = images(60, 0), images(40, 1)
-    first = compare(real, synthetic, batch_size=64)
-    for name, number in compare(real, synthetic, batch_size=7).items():
-        assert number["value"] == pytest.approx(first[name]["value"], rel=1e-4), name
-    other = compare(real, synthetic, seed=1)
-    assert other["frechet_distance"]["value"] == first["frechet_distance"]["value"]
-    assert other["frechet_distance"]["interval"] != first["frechet_distance"]["interval"]
-
-
-def test_intervals_are_wider_where_films_share_patients():
-    synthetic = images(200, 1)
-    alone = compare(images(200, 0), synthetic, subsampling=Subsampling(30))["frechet_distance"]
-    copies = images(50, 0).take(np.repeat(np.arange(50), 4))  # four times the same film of each patient
-    shared = compare(copies, synthetic, subsampling=Subsampling(30))["frechet_distance"]
-
-    def width(number):
-        return number["interval"][1] - number["interval"][0]
-
-    assert width(shared) > width(alone)
-
-
-def test_unknown_patients_count_one_by_one():
-    real = images(30, 0)
-    real.patient_id[:] = ""
-    assert len(np.unique(patients(real))) == 30
-    assert len(np.unique(patients(images(60, 0, films_per_patient=2)))) == 30
-
-
-def test_too_few_images_and_images_of_other_shapes_are_refused():
-    with pytest.raises(UserError, match="5 synthetic images"):
-        compare(images(40, 0), images(5, 1))
-    with pytest.raises(UserError, match="real images are 16x16x1 and the synthetic ones 32x32x1"):
-        compare(images(40, 0), images(40, 1, size=32))
+def write(path, **splits):
+    first = next(iter(splits.values()))
+    _, height, width, channels = first.pixels.shape
+    names = ("left", "right")[: first.labels.shape[1]]
+    with DatasetWriter(path, task="multiclass", classes=names, height=height, width=width, channels=channels) as writer:
+        for split, rows in splits.items():
+            writer.add(split, rows)
+        writer.finish()
+    return path
 
 
 @pytest.fixture
-def datasets(tmp_path):
-    def write(name, **splits):
-        about = {"task": "multiclass", "classes": ("left", "right"), "height": 16, "width": 16, "channels": 1}
-        with DatasetWriter(tmp_path / name, **about) as writer:
-            for split, rows in splits.items():
-                writer.add(split, rows)
-            writer.finish()
-        return tmp_path / name
-
+def datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUGRAY_CACHE", str(tmp_path / "cache"))
     return {
-        "real": write("real", train=images(80, 0), val=images(100, 2)),
-        "synthetic": write("synthetic", train=images(60, 1)),
+        "real": write(tmp_path / "real", train=images(80, 0), val=images(100, 2)),
+        "synthetic": write(tmp_path / "synthetic", train=images(60, 1)),
         "out": tmp_path / "metrics" / "metrics.json",
     }
 
 
-def flags(datasets, *more):
-    return [word for name, path in datasets.items() for word in (f"--{name}", str(path))] + list(more)
+def flags(paths, *more):
+    return [word for name, path in paths.items() for word in (f"--{name}", str(path))] + list(more)
 
 
-def test_the_command_writes_metrics_and_a_table_and_a_second_run_keeps_them(datasets, capsys):
-    assert main(flags(datasets)) == 0
+def test_the_command_writes_numbers_page_and_table_and_a_second_run_keeps_them(datasets, capsys):
+    assert main(flags(datasets, "--skip-privacy")) == 0
     printed = capsys.readouterr().out
-    assert "domain CNN" in printed
+    assert re.search(r"domain CNN +GIST filters", printed)  # two extractors side by side, with no weights at hand
     assert "80 real, 60 synthetic" in printed
+    assert "privacy: not measured" in printed
     written = datasets["out"].read_text()
     content = json.loads(written)
-    assert [number["metric"] for number in content["numbers"]] == NAMES
-    assert set(content["provenance"]["inputs"]) == {"real", "synthetic"}
-    assert main(flags(datasets)) == 0
+    assert [n["metric"] for n in content["numbers"] if n["extractor"]["name"] in ("domain CNN", "pixels")] == NAMES
+    assert set(content["provenance"]["inputs"]) == {"real", "synthetic", "held_out"}
+    page = datasets["out"].with_suffix(".html")
+    assert "GIST filters" in page.read_text()
+    assert main(flags(datasets, "--skip-privacy")) == 0
     assert datasets["out"].read_text() == written
     assert "is there already" in capsys.readouterr().err
-    assert list(datasets["out"].parent.iterdir()) == [datasets["out"]]
-    next(datasets["synthetic"].glob("train-*.parquet")).unlink()
-    assert evaluate(EvaluateConfig(**datasets)) == content  # the same question: nothing is read again
-    with pytest.raises(UserError, match="can't be read"):
-        evaluate(EvaluateConfig(**datasets, seed=1))  # another question
+    assert set(datasets["out"].parent.iterdir()) == {datasets["out"], page}
+    page.unlink()
+    assert main(flags(datasets, "--skip-privacy")) == 0
+    assert page.exists()
+
+
+def test_features_are_computed_once_and_found_in_the_cache_by_another_question(datasets, monkeypatch):
+    config = {"extractors": ("gist",), "skip_privacy": True}
+    first = evaluate(EvaluateConfig(**datasets, **config))
+    found = []
+    get = FeatureCache.get
+    monkeypatch.setattr(FeatureCache, "get", lambda *args: found.append(get(*args)) or found[-1])
+    other = evaluate(EvaluateConfig(**datasets, **config, seed=1))
+    assert found
+    assert all(arrays is not None for arrays in found)
+    assert other["numbers"][0]["value"] == first["numbers"][0]["value"]
+
+
+def test_copies_fail_the_gate_with_status_1_and_the_page_shows_them(datasets, tmp_path, capsys):
+    real = read_split(datasets["real"], "train")
+    copies = images(60, 1)
+    copies.pixels[:12] = real.pixels[30:42, :, ::-1]  # mirrored
+    datasets["synthetic"] = write(tmp_path / "copies", train=copies)
+    assert main(flags(datasets, "--extractors", "gist")) == 1
+    assert "privacy: fail" in capsys.readouterr().out
+    privacy = json.loads(datasets["out"].read_text())["privacy"]
+    assert privacy["scopes"]["images"]["verdict"] == "fail"
+    assert "model" not in privacy["scopes"]
+    pairs = [pair for pair in privacy["suspicious_pairs"] if pair["copy"]]
+    assert {(pair["synthetic_id"], pair["real_id"]) for pair in pairs} <= {(f"1-{i}", f"0-{30 + i}") for i in range(12)}
+    assert len(pairs) == 10
+    assert "0-30" in datasets["out"].with_suffix(".html").read_text()
+
+
+def test_without_held_out_images_there_is_too_little_to_say_and_the_status_is_3(datasets, capsys):
+    assert main(flags(datasets, "--held-out-split", "none", "--extractors", "gist")) == 3
+    assert "too little data to say" in capsys.readouterr().out
+
+
+def test_patients_on_both_sides_are_refused(datasets, tmp_path, capsys):
+    datasets["real"] = write(tmp_path / "leaky", train=images(80, 0), val=images(100, 0))
+    assert main(flags(datasets, "--extractors", "gist")) == 2
+    assert "80 patients are in" in capsys.readouterr().err
+    assert not datasets["out"].exists()
+
+
+def test_any_two_sets_of_images_can_be_compared(datasets, tmp_path, capsys):
+    folder = tmp_path / "films"
+    for row, pixels in enumerate(images(40, 3, size=48).pixels):
+        path = folder / ("odd" if row % 2 else "even") / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[:, :, 0]).save(path)
+    (folder / "odd" / "broken.png").write_bytes(b"no image")
+    np.savez(tmp_path / "theirs.npz", images=images(30, 4, size=40).pixels)
+    both = {"real": folder, "synthetic": tmp_path / "theirs.npz", "out": datasets["out"]}
+    assert main(flags(both, "--skip-privacy")) == 2
+    assert "48x48x1 and the synthetic ones 40x40x1" in capsys.readouterr().err
+    assert main(flags(both, "--skip-privacy", "--size", "32")) == 0
+    sets = json.loads(datasets["out"].read_text())["sets"]
+    assert (sets["real"]["num_images"], sets["real"]["rejected"], sets["real"]["shape"]) == (40, 1, [32, 32, 1])
+    assert sets["held_out"] is None
+
+
+@pytest.fixture
+def model(config):
+    """A tiny model, and the dataset it was trained on."""
+    return train_loop(config, read_split(config.data, "train"), run=SoloRun(config.run_dir, 0, "cpu"))
+
+
+def test_a_model_is_sampled_attacked_and_its_card_says_what_was_found(model, config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AUGRAY_CACHE", str(tmp_path / "cache"))
+    entry = publish(model, tmp_path / "registry", "chest/1")
+    paths = {"real": config.data, "model": entry.path, "out": tmp_path / "metrics.json"}
+    status = main(flags(paths, "--count", "40", "--extractors", "gist"))
+    result = json.loads(paths["out"].read_text())
+    assert status == {"pass": 0, "fail": 1, "too little data to say": 3}[result["privacy"]["verdict"]]
+    assert result["sets"]["synthetic"]["name"] == "40 samples of chest/1, prior, seed 0"
+    assert result["sets"]["synthetic"]["classes"] == {"left": 20, "right": 20}  # as the real ones
+    assert "model" in result["privacy"]["scopes"]
+    assert str(entry.path / "card.md") in capsys.readouterr().out
+    assert f"**Verdict: {result['privacy']['verdict']}.**" in read_card(entry.path)
+    assert read_info(entry.path).privacy["verdict"] == result["privacy"]["verdict"]
+    registry = Registry(tmp_path / "registry")
+    registry.verify(registry.resolve("chest"))
+
+
+def test_a_model_that_was_trained_on_other_images_is_refused(model, datasets, capsys):
+    other = {"real": datasets["real"], "model": model, "out": datasets["out"]}
+    assert main(flags(other, "--count", "40", "--extractors", "gist")) == 2
+    assert "was trained on other images" in capsys.readouterr().err
+    assert "Not audited" in read_card(model)
+
+
+def test_the_papers_table_and_figure_come_from_a_runs_checkpoints(model, config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AUGRAY_CACHE", str(tmp_path / "cache"))
+    paths = {"paper": config.run_dir, "real": config.data, "out": tmp_path / "paper.json"}
+    assert main(flags(paths, "--extractors", "domain", "gist", "--paper-checkpoints", "2")) == 0
+    document = json.loads(paths["out"].read_text())
+    kept = sorted(path.name for path in config.run_dir.glob("checkpoint_*"))
+    assert [point["checkpoint"] for point in document["checkpoints"]] == [kept[0], kept[-1]]
+    assert document["checkpoints"][-1]["epoch"] == 2  # 96 images of 48
+    table = (tmp_path / "paper.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "1.8431 ± 0.4186" in table
+    assert "172,662 is not on the standard scale" in table
+    assert "no classes" in table  # GIST has none, so no score is made up for it
+    with Image.open(tmp_path / "paper.png") as figure:
+        assert figure.width > 1000
 
 
 @pytest.mark.parametrize(
@@ -219,8 +190,10 @@ def test_the_command_writes_metrics_and_a_table_and_a_second_run_keeps_them(data
         (["--extractors", "domain", "--weights", "x.pth"], "--weights x.pth is for the one extractor without =FILE"),
         (["--extractors", "domain", "domain"], "named twice"),
         (["--real-split", "test"], "has no test split"),
-        (["--real", "absent"], "absent isn't a dataset"),
+        (["--real", "absent"], "no folder or file absent"),
         (["--out", "."], "is a folder"),
+        (["--count", "-1"], "--count is -1"),
+        (["--paper", "absent"], "absent has no checkpoint_* folders"),
     ],
 )
 def test_mistakes_are_one_sentence_and_status_2(datasets, more, message, capsys):
@@ -230,6 +203,16 @@ def test_mistakes_are_one_sentence_and_status_2(datasets, more, message, capsys)
     assert not datasets["out"].exists()
 
 
-def test_the_table_shows_each_warning_once():
-    numbers = evaluate_images(images(40, 0), images(40, 1), [projection(trained_on_reference=True)], subsampling=QUICK)
-    assert table(numbers).count("warning:") == 1
+def test_synthetic_images_or_a_model_must_be_given(datasets):
+    with pytest.raises(ValueError, match="expected --synthetic DATASET, or --model"):
+        EvaluateConfig(real=datasets["real"], out=datasets["out"])
+
+
+def test_a_real_set_without_classes_has_no_default_domain_extractor(datasets, tmp_path):
+    single = images(60, 5)
+    single.labels = np.ones((60, 1), np.uint8)
+    datasets["real"] = write(tmp_path / "single", train=single)
+    found = evaluate(EvaluateConfig(**datasets, skip_privacy=True))
+    assert {number["extractor"]["name"] for number in found["numbers"]} == {"GIST filters", "pixels"}
+    with pytest.raises(UserError, match="learns to tell classes apart"):
+        evaluate(EvaluateConfig(**datasets, extractors=("domain",)))

@@ -44,6 +44,14 @@ def test_rows_come_back_as_they_went_in_however_they_were_added(tmp_path, channe
     assert len(manifest.splits["train"].files) == 3
 
 
+def test_a_split_may_fill_its_files_to_the_last_row(tmp_path):
+    with writer(tmp_path / "d", rows_per_file=4) as out:
+        out.add("train", images(8))
+        manifest = out.finish()
+    assert len(manifest.splits["train"].files) == 2
+    assert len(read_split(tmp_path / "d", "train")) == 8
+
+
 def test_addresses_come_back_and_mix_with_real_rows(tmp_path):
     real = images(3)
     synthetic = images(2, start=3)

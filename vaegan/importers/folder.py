@@ -34,7 +34,7 @@ def open_folder(config: ImportConfig) -> Source:
     pattern = _patient_pattern(config.patient_regex)
     notes: list[str] = []
     class_folders = _class_folders(root)
-    files = [(split, label, file) for split, label, folder in class_folders for file in _files(folder)]
+    files = [(split, label, file) for split, label, folder in class_folders for file in files_below(folder)]
     images = [found for found in files if found[2].suffix.lower() in SUFFIXES]
     _check_found(root, [file for *_, file in files], len(images), notes)
     stems = Counter(file.stem for *_, file in images)
@@ -89,7 +89,8 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in IGNORED_FOLDERS
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files at any depth, sorted, but hidden ones."""
     found = []
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not _hidden(name)]

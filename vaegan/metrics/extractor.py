@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.errors import UserError
+from vaegan.images import to_device
+
+EXTRACTION_VERSION = 1
+"""Raised when a change here, or of a network's preprocessing, moves features beyond rounding: no cache may mix them."""
+
+CPU_BATCH, GPU_BATCH = 8, 256
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,32 @@ class Extractor:
             "dim": self.dim,
         }
 
-    def features(self, pixels: np.ndarray, batch_size: int = 32) -> Features:
+    @property
+    def key(self) -> str:
+        """All that moves the numbers besides the pixels, the last digits included: what they may be cached under."""
+        about = {"stamp": self.stamp, "code": EXTRACTION_VERSION, "torch": torch.__version__, "dtype": "float32"}
+        return json.dumps(about | {"device": torch.device(self.device).type}, sort_keys=True)
+
+    def features(self, pixels: np.ndarray, batch_size: int | None = None) -> Features:
         """Features of uint8 (N, H, W, C) images, N >= 1. A row depends on its image alone, but for rounding.
+
+        Args:
+            batch_size: images per forward pass; None takes 8 on a CPU, whose caches hold no more, and 256 on a GPU.
 
         Raises:
             UserError: a feature is not a finite number, as with a damaged weights file.
         """
+        batch_size = batch_size or (CPU_BATCH if torch.device(self.device).type == "cpu" else GPU_BATCH)
         rows, classes = [], []
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):  # TF32 keeps three digits
             for start in range(0, len(pixels), batch_size):
-                batch = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2)
-                features, logits = self.network(batch.to(self.device))
-                rows.append(features.float().cpu().numpy())
+                batch = torch.from_numpy(np.array(pixels[start : start + batch_size]))  # Ray's arrays are read-only
+                features, logits = self.network(to_device(batch, self.device).permute(0, 3, 1, 2))
+                rows.append(features.float())
                 if logits is not None:
-                    classes.append(logits.float().softmax(dim=1).cpu().numpy())
-        result = Features(np.concatenate(rows), np.concatenate(classes) if classes else None)
+                    classes.append(logits.float().softmax(dim=1))
+            # a GPU is waited for once, here, not once a batch
+            result = Features(torch.cat(rows).cpu().numpy(), torch.cat(classes).cpu().numpy() if classes else None)
         if not np.isfinite(result.features).all():
             raise UserError(f"{self.name}: features that are not finite; its weights file is damaged, get it again")
         return result

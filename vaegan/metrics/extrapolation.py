@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from vaegan.metrics.frechet import frechet_distance
 from vaegan.metrics.moments import Moments
 
-MAX_PARTS = 4
+PARTS = (1, 2, 4)
+"""Each a divisor of the next, so that a part's moments are those of its halves merged."""
 
 
 @dataclass(frozen=True)
 class FrechetCurve:
-    """Distances at N, N/2, N/3, … images of either set, and the straight line in 1/N through them."""
+    """Distances at N, N/2 and N/4 images of either set, and the straight line in 1/N through them."""
 
     counts: tuple[int, ...]
     """Images of either set, the most first."""
@@ -29,8 +31,8 @@ class FrechetCurve:
 
 
 def num_parts(num_images: int, dim: int) -> int:
-    """Into how many parts (at most 4) a set can be cut so that a part's covariance still has full rank; 0 if none."""
-    return min(MAX_PARTS, num_images // (dim + 1))
+    """Into how many parts (4, 2, 1) a set can be cut so that a part's covariance still has full rank; 0 if none."""
+    return max((parts for parts in PARTS if num_images // parts > dim), default=0)
 
 
 def frechet_curve(
@@ -43,45 +45,49 @@ def frechet_curve(
     against one real set of 50,000. Here the real set is the small one and its bias as large, so both counts vary: the
     line's end estimates the distance of the two populations.
 
-    Sets are cut into k disjoint parts, k = 1 to 4, so that every image counts once at each N; least squares over
-    means at 1/N = 1/n, 2/n, 3/n, 4/n.
+    Sets are cut into k disjoint parts, k = 1, 2, 4, so that every image counts once at each N; least squares over the
+    means at 1/N = 1/n, 2/n, 4/n.
 
     Args:
         real, synthetic: (N, D), (M, D); `num_parts(min(N, M), D)` at least 2.
         draws: random orders, averaged.
-        max_rows: of either set, more are not used: the line needs no more.
+        max_rows: of either set; more are not used, since the line needs no more.
 
     Raises:
         ValueError: too few rows for two parts.
     """
     count = min(len(real), len(synthetic), max_rows)
-    parts = num_parts(count, real.shape[1])
-    if parts < 2:
+    most = num_parts(count, real.shape[1])
+    if most < 2:
         raise ValueError(f"{count} rows of {real.shape[1]} features can't be halved: {2 * (real.shape[1] + 1)} needed")
     rng = np.random.default_rng(seed)
-    distances: list[list[float]] = [[] for _ in range(parts)]
+    parts = [k for k in PARTS if k <= most]
+    distances: dict[int, list[float]] = {k: [] for k in parts}
     for _ in range(draws):
-        x, y = (rows[rng.permutation(len(rows))[:count]] for rows in (real, synthetic))
-        for k in range(1, parts + 1):
-            distances[k - 1] += [_distance(a, b) for a, b in zip(_cut(x, k), _cut(y, k), strict=True)]
-        if count == len(real) == len(synthetic):
-            distances[0] = distances[0][:1]  # the whole sets: every draw is the same
-    means = np.array([np.mean(values) for values in distances])
-    slope, infinity = np.polyfit(np.arange(1, parts + 1) / count, means, 1)
+        x, y = (_moments_of_parts(rows[rng.permutation(len(rows))[:count]], most) for rows in (real, synthetic))
+        for k in parts:
+            if k > 1 or not distances[1] or count < max(len(real), len(synthetic)):  # the whole sets stay the same
+                distances[k] += [_distance(a, b) for a, b in zip(_merged(x, k), _merged(y, k), strict=True)]
+    means = np.array([np.mean(values) for values in distances.values()])
+    slope, infinity = np.polyfit(np.array(parts) / count, means, 1)
     return FrechetCurve(
-        counts=tuple(count // k for k in range(1, parts + 1)),
+        counts=tuple(count // k for k in parts),
         distances=tuple(map(float, means)),
-        spreads=tuple(float(np.std(values)) for values in distances),
+        spreads=tuple(float(np.std(values)) for values in distances.values()),
         infinity=float(infinity),
         slope=float(slope),
     )
 
 
-def _cut(rows: np.ndarray, parts: int) -> list[np.ndarray]:
-    size = len(rows) // parts
-    return [rows[k * size : (k + 1) * size] for k in range(parts)]
+def _moments_of_parts(rows: np.ndarray, parts: int) -> list[Moments]:
+    return [Moments.of(part) for part in np.array_split(rows, parts)]
 
 
-def _distance(real: np.ndarray, synthetic: np.ndarray) -> float:
-    x, y = Moments.of(real), Moments.of(synthetic)
+def _merged(moments: list[Moments], parts: int) -> list[Moments]:
+    """Neighbouring moments merged until `parts` are left."""
+    size = len(moments) // parts
+    return [reduce(Moments.merge, moments[k * size : (k + 1) * size]) for k in range(parts)]
+
+
+def _distance(x: Moments, y: Moments) -> float:
     return frechet_distance(x.mean, x.covariance, y.mean, y.covariance)

@@ -37,11 +37,13 @@ class Subsampling:
     distance of equal distributions) then get intervals that are too wide, never too narrow."""
     min_rows: int = 12
     """Of a subset, on the smaller side: enough for the neighbours that precision and density ask for."""
+    most: float = 0.5
+    """f where neither of these decides. Smooth statistics that need many rows may take more."""
 
     def share(self, num_real: int, num_synthetic: int) -> float:
         """f, one for both sets, since one factor has to turn the subsets' spread into the whole's."""
         wanted = max(self.max_rows / max(num_real, num_synthetic), self.min_rows / min(num_real, num_synthetic))
-        return min(0.5, wanted)
+        return min(self.most, wanted)
 
     def describe(self, num_real: int, num_synthetic: int) -> str:
         share = self.share(num_real, num_synthetic)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-_BLOCK_ENTRIES = 4_000_000  # of a distance matrix held at a time: 32 MB
-_SAME_POINT = 1e-12
-"""Squared distances below this share of the squared norms are rounding, not distance: duplicates are at 0 exactly."""
+from vaegan.metrics.neighbours import neighbour_distances, squared_distances
 
 
 @dataclass(frozen=True)
@@ -66,24 +63,3 @@ def manifold_metrics(
         density=memberships / (density_neighbour * len(y)),
         coverage=float(covered.mean()),
     )
-
-
-def neighbour_distances(features: np.ndarray, neighbours: tuple[int, ...]) -> np.ndarray:
-    """Squared distances to the k-th nearest other row, for each k: (N, D) -> (N, len(neighbours))."""
-    result = np.empty((len(features), len(neighbours)))
-    ranks = list(neighbours)  # rank 0 is the row itself, at distance 0
-    for rows, distances in squared_distances(features, features):
-        result[rows] = np.partition(distances, ranks, axis=1)[:, ranks]
-    return result
-
-
-def squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared Euclidean distances of all pairs, block by block: yields rows of x and their (rows, len(y)) distances."""
-    norms_x, norms_y = (x * x).sum(axis=1), (y * y).sum(axis=1)
-    step = max(1, _BLOCK_ENTRIES // len(y))
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        norms = norms_x[rows, None] + norms_y
-        distances = norms - 2 * (x[rows] @ y.T)
-        distances[distances < _SAME_POINT * norms] = 0.0
-        yield rows, distances

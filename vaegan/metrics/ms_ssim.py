@@ -39,8 +39,8 @@ def ms_ssim(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             f"pairs of {x.dtype} {x.shape} and {y.dtype} {y.shape}: expected uint8 (N, H, W, C), both alike"
         )
     weights = torch.tensor(scale_weights(min(x.shape[1:3])), dtype=torch.float64)
-    blocks = range(0, len(x), _PAIRS_AT_A_TIME)
-    parts = [_similarity(*(_planes(v[at : at + _PAIRS_AT_A_TIME]) for v in (x, y)), weights) for at in blocks]
+    blocks = [slice(at, at + _PAIRS_AT_A_TIME) for at in range(0, len(x), _PAIRS_AT_A_TIME)]
+    parts = [_similarity(_planes(x[rows]), _planes(y[rows]), weights) for rows in blocks]
     return torch.cat(parts).numpy() if parts else np.empty(0)
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from cluster.errors import UserError
 from cluster.storage import file_sha256
-from vaegan.metrics.extractor import Extractor, as_rgb, load_weights, read_weights
+from vaegan.metrics.extractor import Extractor, load_weights, read_weights
+from vaegan.metrics.folding import fold_batch_norms
 
 KNOWN_FILES = {
     "1dd9a642265acee6b2cdf54fab5cd196bb98e3eb2b923caaf8fc3ca45bdae295": "SqueezeNet 1.1 (Caffe, ImageNet)",
@@ -37,26 +38,33 @@ def torchvision_extractor(arch: str, weights: Path, device: str = "cpu") -> Extr
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         raise UserError(f"torchvision has no classification network {arch!r}: expected one of {', '.join(known)}")
-    state = read_weights(weights)
-    network = _build(arch, state, weights).to(device).to(memory_format=torch.channels_last)
-    last_name, last = _last_layer(network)
+    network = _build(arch, read_weights(weights), weights)
+    sha256 = file_sha256(weights)
+    return _extractor(arch, network, KNOWN_FILES.get(sha256, f"{arch} ({weights.name})"), sha256, device)
+
+
+def _extractor(arch: str, network: nn.Module, name: str, sha256: str, device: str) -> Extractor:
+    """What reads a network's last layer's input, with torchvision's preprocessing for the architecture."""
     preset = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
     size = preset.crop_size[0]
-    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (preset.mean, preset.std))
+    network = fold_batch_norms(network, torch.rand(2, 3, size, size))
+    network = network.to(device).to(memory_format=torch.channels_last)
+    last_name, last = _last_layer(network)
+    mean, std = (torch.tensor(values, device=device) for values in (preset.mean, preset.std))
     seen: list[Tensor] = []
     last.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
 
     def extract(batch: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = F.interpolate(batch.float() / 255, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-        x = ((as_rgb(x) - mean) / std).contiguous(memory_format=torch.channels_last)
+        x = F.interpolate(batch.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+        # channels last from here on, so that the three of a grey image are first written out by the product
+        x = (x.permute(0, 2, 3, 1) * (1 / (255 * std))).sub_(mean / std).permute(0, 3, 1, 2)
         seen.clear()
         logits = network(x)
         features = seen.pop()
         return features.mean(dim=(2, 3)) if features.ndim == 4 else features, logits
 
-    sha256 = file_sha256(weights)
     return Extractor(
-        name=KNOWN_FILES.get(sha256, f"{arch} ({weights.name})"),
+        name=name,
         layer=f"input of {last_name}",
         weights_sha256=sha256,
         resize=f"to {size}x{size}, bilinear, antialiased, whole image, no rounding",

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
-from vaegan.metrics import manifold
-from vaegan.metrics.manifold import manifold_metrics, neighbour_distances
+from vaegan.metrics import neighbours
+from vaegan.metrics.manifold import manifold_metrics
+from vaegan.metrics.neighbours import neighbour_distances
 
 
 def sets(num_real, num_synthetic, dim=5, shift=0.7, seed=0):
@@ -45,7 +46,7 @@ def test_density_and_coverage_are_prdcs(counts):
 def test_blocks_change_nothing(monkeypatch):
     real, synthetic = sets(70, 50)
     whole = manifold_metrics(real, synthetic)
-    monkeypatch.setattr(manifold, "_BLOCK_ENTRIES", 120)
+    monkeypatch.setattr(neighbours, "_BLOCK_ENTRIES", 120)
     assert manifold_metrics(real, synthetic) == whole
 
 
