@@ -8,8 +8,9 @@ The exit status is the privacy gate's: 0 pass, 1 fail, 3 too little data to say;
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.cli import run_command
+from cluster.config import ClusterConfig
 from cluster.errors import UserError
 from cluster.storage import atomic_file, file_sha256, read_json, write_json
 from vaegan.card import record_audit
@@ -29,7 +31,8 @@ from vaegan.evaluation.paper_plot import plot
 from vaegan.evaluation.synthesis import synthesize
 from vaegan.evaluation.table import table
 from vaegan.metrics.cache import FeatureCache, default_folder
-from vaegan.metrics.extractor import EXTRACTION_VERSION, Extractor, pick_device
+from vaegan.metrics.extraction import progress_bar
+from vaegan.metrics.extractor import EXTRACTION_VERSION, Extractor, Features, pick_device
 from vaegan.metrics.features import WITHOUT_FILE, make_extractor, split_spec, weights_file
 from vaegan.metrics.privacy.gate import EXIT_STATUS, Verdict
 from vaegan.metrics.sources import ImageSource, open_source, source_splits
@@ -89,7 +92,9 @@ class EvaluateConfig:
     paper_checkpoints: int = 12
     """How many of them, from the first to the last at even ratios of images seen."""
     workers: int = 0
-    """Ray workers that compute features; 0 computes them in this process."""
+    """Ray workers that compute features, 0 for this process; all of them must see the image files."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Which Ray cluster the workers are on."""
     cache: str = "default"
     """Folder where features are kept by content and extractor; default is AUGRAY_CACHE or ~/.cache/augray/features,
     none keeps nothing."""
@@ -179,10 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(config: EvaluateConfig) -> int:
         if config.paper is not None:
-            print(reproduce(config, config.paper, show))
+            with _session(config):
+                table_1 = reproduce(config, config.paper, show)
+            print(table_1)
             print(config.out, config.out.with_suffix(".md"), config.out.with_suffix(".png"), sep="\n")
             return 0
-        result = evaluate(config, show)
+        with _session(config):
+            result = evaluate(config, show)
         print(table(result))
         print("", config.out, config.out.with_suffix(".html"), sep="\n")
         if result["privacy"] is None:
@@ -247,8 +255,39 @@ def _domain_options(real: ImageSource) -> dict[str, Any]:
 
 
 def _features_of(config: EvaluateConfig) -> FeaturesOf:
-    """How this command computes features."""
-    return partial(features_here, batch_size=config.batch_size or None, cache=_cache(config))
+    """How this command computes features: here, or on Ray workers where another process can make the extractor."""
+    here = partial(features_here, batch_size=config.batch_size or None, cache=_cache(config))
+    if not config.workers:
+        return here
+    from vaegan.actors import extraction_workers  # Ray takes seconds to import, which others need not wait for
+
+    def there(sources: Mapping[str, ImageSource], extractor: Extractor) -> dict[str, Features]:
+        if not extractor.spec:
+            return here(sources, extractor)
+        build = partial(make_extractor, extractor.spec, device=config.device)
+        on_gpu = float(pick_device(config.device) != "cpu")
+        found = {}
+        with extraction_workers(
+            build, config.workers, batch_size=config.batch_size or None, gpus_per_worker=on_gpu
+        ) as workers:
+            for name, source in sources.items():
+                with progress_bar(f"{extractor.name}, {name}") as bar:
+                    found[name] = workers.extract(source, cache=_cache(config), progress=bar)
+        return found
+
+    return there
+
+
+@contextmanager
+def _session(config: EvaluateConfig) -> Iterator[None]:
+    """The Ray cluster of the workers, if there are any."""
+    if not config.workers:
+        yield
+        return
+    from cluster.session import connect
+
+    with connect(config.cluster):
+        yield
 
 
 def _cache(config: EvaluateConfig) -> FeatureCache | None:

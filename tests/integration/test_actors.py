@@ -10,7 +10,9 @@ import torchvision
 from PIL import Image
 
 from cluster.errors import UserError
+from cluster.storage import read_json
 from vaegan.actors import extraction_workers
+from vaegan.evaluate import main
 from vaegan.metrics.cache import FeatureCache
 from vaegan.metrics.domain import domain_extractor
 from vaegan.metrics.extraction import extract
@@ -73,3 +75,15 @@ def test_an_extractor_that_was_trained_here_is_sent_and_a_file_that_changes_is_n
         np.testing.assert_allclose(found.features, extract(source, trained).features, rtol=1e-5, atol=1e-5)
         with pytest.raises(UserError, match=r"one\.png has changed since"):
             workers.extract(changing)
+
+
+def test_the_command_computes_on_workers_what_it_computes_alone(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    for name in ("real", "synthetic"):
+        np.save(tmp_path / f"{name}.npy", rng.integers(0, 256, (80, 32, 32), dtype=np.uint8))
+    paths = [f"--real={tmp_path}/real.npy", f"--synthetic={tmp_path}/synthetic.npy", "--cache=none", "--skip-privacy"]
+    assert main([*paths, f"--out={tmp_path}/alone.json", "--extractors", "gist"]) == 0
+    assert main([*paths, f"--out={tmp_path}/spread.json", "--extractors", "gist", "--workers", "2"]) == 0
+    alone, spread = (read_json(tmp_path / f"{name}.json")["numbers"] for name in ("alone", "spread"))
+    for mine, theirs in zip(alone, spread, strict=True):
+        assert theirs["value"] == pytest.approx(mine["value"], rel=1e-4, abs=1e-4)

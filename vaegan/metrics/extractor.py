@@ -58,6 +58,8 @@ class Extractor:
     """Only then may its numbers be called FID, KID and Inception Score."""
     trained_on_reference: bool = False
     """The network has seen the real images it judges by, so real images it hasn't seen make the fairer floor."""
+    spec: str = ""
+    """What another process can make it from, by `make_extractor`; "" where that takes more than a spec."""
 
     @property
     def stamp(self) -> dict[str, str | int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -53,17 +54,19 @@ def make_extractor(
             raise ValueError("the domain extractor is trained on real_train; pass it")
         return domain_extractor(real_train, task, seed=seed, device=device)
     if kind == "gist":
-        return gist_extractor(device)
+        return replace(gist_extractor(device), spec=spec)
     if path is None:
         raise UserError(
             f"no weights for the extractor {kind}: expected a file with its weights, none is downloaded; "
             f"type --extractors {kind}=FILE"
         )
     if kind == "inception" or kind.startswith(INCEPTION):
-        return inception_extractor(path, device, layer=kind.partition(":")[2] or None)
-    if kind == TORCHSCRIPT:
-        return torchscript_extractor(path, device)
-    return torchvision_extractor(kind.removeprefix(TORCHVISION), path, device)
+        made = inception_extractor(path, device, layer=kind.partition(":")[2] or None)
+    elif kind == TORCHSCRIPT:
+        made = torchscript_extractor(path, device)
+    else:
+        made = torchvision_extractor(kind.removeprefix(TORCHVISION), path, device)
+    return replace(made, spec=f"{kind}={path.absolute()}")
 
 
 def split_spec(spec: str) -> tuple[str, Path | None]:

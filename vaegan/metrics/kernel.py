@@ -42,15 +42,17 @@ def kernel_distance(
         raise ValueError(f"{num_real} real and {num_synthetic} synthetic rows: an unbiased estimate needs 2 of each")
     if num_real == num_synthetic == subset_size:
         subsets = 1
-    x, y = synthetic.astype(np.float64), real.astype(np.float64)
+    x, y = synthetic, real
     rng = np.random.RandomState(seed)
     draws = [
         (rng.choice(len(x), subset_size, replace=False), rng.choice(len(y), subset_size, replace=False))
         for _ in range(subsets)
     ]
     shared_cost = len(x) ** 2 + len(x) * len(y) + len(y) ** 2
-    estimate = _per_subset if 3 * subsets * subset_size**2 <= shared_cost else _shared
-    values = estimate(x, y, draws)
+    if 3 * subsets * subset_size**2 <= shared_cost:
+        values = _per_subset(x, y, draws)
+    else:
+        values = _shared(x.astype(np.float64), y.astype(np.float64), draws)
     return KernelDistance(float(values.mean()), float(values.std()), subsets, subset_size)
 
 
@@ -66,7 +68,8 @@ Draws = list[tuple[np.ndarray, np.ndarray]]
 def _per_subset(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
     """The estimate for each pair of subsets, kernels computed anew for each: the definition. For many rows."""
     whole = np.arange(len(draws[0][0]))
-    return np.concatenate([_shared(x[i], y[j], [(whole, whole)]) for i, j in draws])
+    parts = ((x[i].astype(np.float64), y[j].astype(np.float64)) for i, j in draws)  # float64 of a subset, not of all
+    return np.concatenate([_shared(a, b, [(whole, whole)]) for a, b in parts])
 
 
 def _shared(x: np.ndarray, y: np.ndarray, draws: Draws) -> np.ndarray:
