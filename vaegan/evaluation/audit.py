@@ -129,7 +129,7 @@ def _scope_sentence(checks: Sequence[Mapping[str, Any]], scope: Mapping[str, Any
     """The first reason for a verdict, and how many more there are."""
     if scope["verdict"] == "pass":
         return f"None of {len(checks)} checks found more than its tolerance."
-    reasons = [f"{check['name'].capitalize()}: {check['sentence']}" for check in checks
+    reasons = [f"{check['name'][:1].upper()}{check['name'][1:]}: {check['sentence']}" for check in checks
                if check["verdict"] == scope["verdict"]]  # fmt: skip
     others = len(reasons) - 1
     return reasons[0] + (f" {others} more {'check says' if others == 1 else 'checks say'} so." if others else "")
