@@ -128,7 +128,9 @@ def fingerprints(source: ImageSource, cache: FeatureCache | None = None) -> Fing
 def _scope_sentence(checks: Sequence[Mapping[str, Any]], scope: Mapping[str, Any]) -> str:
     """The first reason for a verdict, and how many more there are."""
     if scope["verdict"] == "pass":
-        return f"None of {len(checks)} checks found more than its tolerance."
+        unsaid = sum(check["verdict"] != "pass" for check in checks)
+        others = f"; {unsaid} can't tell, and are not needed for it" if unsaid else ""
+        return f"{len(checks) - unsaid} of {len(checks)} checks find no more than is tolerated{others}."
     reasons = [f"{check['name'][:1].upper()}{check['name'][1:]}: {check['sentence']}" for check in checks
                if check["verdict"] == scope["verdict"]]  # fmt: skip
     others = len(reasons) - 1

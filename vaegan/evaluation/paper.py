@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.errors import UserError
 from cluster.provenance import provenance
+from cluster.storage import read_json
 from vaegan.checkpoint import checkpoints, images_at
 from vaegan.evaluation.measure import FeaturesOf, Progress, Sets, compare
 from vaegan.evaluation.synthesis import synthesize
@@ -88,13 +89,15 @@ def trajectory(
     """
     started_s = time.time()
     points = []
+    batch_size = read_json(run_dir / "config.json")["config"]["batch_size"]
+    images_an_epoch = max(1, len(real) // batch_size) * batch_size  # what doesn't fill a batch waits for the next epoch
     for folder in chosen_checkpoints(run_dir, most):
         progress(f"{folder.name}: sampling and measuring")
         with tempfile.TemporaryDirectory() as temporary:
             export_checkpoint(ExportConfig(checkpoint=folder, out=Path(temporary) / "model"))
             sampler = Sampler.from_model(Path(temporary) / "model", device)
         sets = Sets(real=real, synthetic=synthesize(sampler, real, len(real)), held_out=held_out)
-        epoch = images_at(folder) / len(real)
+        epoch = images_at(folder) / images_an_epoch
         points.append({"checkpoint": folder.name, "epoch": epoch, **_scores(sets, extractors, features_of, seed)})
     scores = [
         _score(extractor, features_of({"real": real}, extractor)["real"].probabilities, seed)
@@ -142,7 +145,7 @@ def markdown(document: dict[str, Any]) -> str:
         row = "Final epoch" if place == last else next((r for r, e, *_ in TABLE_1 if e == round(point["epoch"])), None)
         fid = f"{FIGURE_1[0]:,.0f}" if row == "Epoch 1" else f"{FIGURE_1[1]}" if row == "Final epoch" else ""
         rows.append([
-            f"Epoch {point['epoch']:.4g}" + (" (our final one)" if place == last else ""),
+            f"Epoch {point['epoch']:.3g}" + (" (our final one)" if place == last else ""),
             *map(_mean_and_std, point["scores"]),
             *(f"{n['value']:.4g} ({n['interval'][0]:.4g} to {n['interval'][1]:.4g})" for n in numbers),
             _paper_score(row) + (" (its final epoch)" if place == last else ""),

@@ -51,6 +51,7 @@ def _table_1(axes: Axes, document: dict[str, Any], column: int, epochs: list[flo
     if real["mean"] is None:
         axes.text(0.5, 0.5, "no class probabilities,\nno classifier score", transform=axes.transAxes, ha="center",
                   va="center", color=MUTED)  # fmt: skip
+        axes.set_yticks([])
     else:
         means, stds = [score["mean"] for score in scores], [score["std"] for score in scores]
         axes.errorbar(epochs, means, stds, color="#0072B2", marker="o", ms=5, mec="white", capsize=2,
