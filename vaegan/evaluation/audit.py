@@ -133,8 +133,8 @@ def _scope_sentence(checks: Sequence[Mapping[str, Any]], scope: Mapping[str, Any
         return f"{len(checks) - unsaid} of {len(checks)} checks find no more than is tolerated{others}."
     reasons = [f"{check['name'][:1].upper()}{check['name'][1:]}: {check['sentence']}" for check in checks
                if check["verdict"] == scope["verdict"]]  # fmt: skip
-    others = len(reasons) - 1
-    return reasons[0] + (f" {others} more {'check says' if others == 1 else 'checks say'} so." if others else "")
+    more = len(reasons) - 1
+    return reasons[0] + (f" {more} more {'check says' if more == 1 else 'checks say'} so." if more else "")
 
 
 def _check_members(model: ModelInfo, prints: Fingerprints, real: ImageSource) -> None:
