@@ -216,3 +216,17 @@ def test_a_real_set_without_classes_has_no_default_domain_extractor(datasets, tm
     assert {number["extractor"]["name"] for number in found["numbers"]} == {"GIST filters", "pixels"}
     with pytest.raises(UserError, match="learns to tell classes apart"):
         evaluate(EvaluateConfig(**datasets, extractors=("domain",)))
+
+
+def test_an_audit_of_some_of_many_images_names_the_right_ones(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr("vaegan.evaluation.audit.MAX_SYNTHETIC", 40)
+    real = read_split(datasets["real"], "train")
+    every = images(60, 1)
+    every.pixels[:] = real.pixels[:60]  # each a copy of its own number
+    datasets["synthetic"] = write(tmp_path / "copies", train=every)
+    privacy = evaluate(EvaluateConfig(**datasets, extractors=("gist",)))["privacy"]
+    assert privacy["settings"]["num_synthetic"] == 40
+    assert privacy["checks"][0]["detail"]["copies_of_members"] == 40
+    assert all(
+        pair["synthetic_id"].split("-")[1] == pair["real_id"].split("-")[1] for pair in privacy["suspicious_pairs"]
+    )

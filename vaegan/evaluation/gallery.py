@@ -23,6 +23,8 @@ ROW = 6
 MOST_PER_CLASS, FEWEST_PER_CLASS = 3 * ROW, ROW
 MAX_POINTS = 1000
 """Rows of each set on a map: more would hide each other."""
+MAX_NEIGHBOURS = 20_000
+"""Rows of a set whose neighbours are looked up, as for precision and recall."""
 MAX_COMPARED = 4000
 """Rows of a set among which the most alike pairs are looked for."""
 MISSES, ALIKE, SUSPICIOUS = 8, 6, 10
@@ -179,7 +181,7 @@ def build_gallery(
         num_hidden_classes=num_hidden,
         shown_at=None if shown == (height, width) else shown,
         embeddings=embeddings(real, synthetic, held_out, features, seed),
-        misses=tuple(find_misses(real, synthetic, sets) for sets in features),
+        misses=tuple(find_misses(real, synthetic, sets, seed) for sets in features),
         similarities_real=similarities[0] if similarities else None,
         similarities_synthetic=similarities[1] if similarities else None,
         alike_real=alike_real,
@@ -297,23 +299,26 @@ def _marked(classes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.where(np.isin(words, kept), words, OTHER_CLASSES) for name, words in classes.items()}
 
 
-def find_misses(real: ImageRows, synthetic: ImageRows, features: FeatureSets) -> Misses:
+def find_misses(real: ImageRows, synthetic: ImageRows, features: FeatureSets, seed: int) -> Misses:
     """The synthetic images farthest from any real one, and the real ones farthest from any synthetic one."""
-    found = stretches(features.real, features.synthetic)
+    ours, theirs = (_draw(np.arange(len(images)), MAX_NEIGHBOURS, [seed]) for images in (real, synthetic))
+    found = stretches(features.real[ours], features.synthetic[theirs])
     outside, uncovered = found.outside(), found.uncovered()
 
-    def farthest(images: ImageRows, rows: np.ndarray, ratios: np.ndarray, source: str) -> tuple[Miss, ...]:
-        shown = pictures(images, rows[:MISSES], source)
+    def farthest(
+        images: ImageRows, drawn: np.ndarray, rows: np.ndarray, ratios: np.ndarray, source: str
+    ) -> tuple[Miss, ...]:
+        shown = pictures(images, drawn[rows[:MISSES]], source)
         return tuple(Miss(each, float(ratios[row])) for each, row in zip(shown, rows, strict=False))
 
     return Misses(
         extractor=features.extractor,
         num_outside=len(outside),
-        num_synthetic=len(synthetic),
-        outside=farthest(synthetic, outside, found.synthetic, "synthetic"),
+        num_synthetic=len(theirs),
+        outside=farthest(synthetic, theirs, outside, found.synthetic, "synthetic"),
         num_uncovered=len(uncovered),
-        num_real=len(real),
-        uncovered=farthest(real, uncovered, found.real, "real"),
+        num_real=len(ours),
+        uncovered=farthest(real, ours, uncovered, found.real, "real"),
     )
 
 
