@@ -1,7 +1,7 @@
 """Distances between two folders of images: beside torch-fidelity, clean-fid, the bare network, and with a warm cache.
 
     python benchmarks/metrics.py                5,000 films with SqueezeNet, 400 with Inception: about twenty minutes
-    python benchmarks/metrics.py --quick        96 and 24 films, no neighbours, no million: under 45 s
+    python benchmarks/metrics.py --quick        96 and 20 films, no neighbours, no million: under 45 s
     python benchmarks/metrics.py --only million the distances of two sets of 1,000,000 x 768 features, and their memory
 
 fidelity    PNG files to FID, KID, IS, precision and recall, cold, same network: torch-fidelity's time over ours
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few films, one round")
     parser.add_argument("--threads", type=int, default=1, help="of each network (default 1)")
     parser.add_argument("--count", type=int, help="films in each of two sets (default 2500; 48 with --quick)")
-    parser.add_argument("--inception-count", type=int, help="the same for Inception (default 200; 12 with --quick)")
+    parser.add_argument("--inception-count", type=int, help="the same for Inception (default 200; 10 with --quick)")
     parser.add_argument("--rounds", type=int, help="turns of each contestant (default 2; 1 with --quick)")
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, help="these comparisons")
     parser.add_argument("--million", choices=MILLION, help=argparse.SUPPRESS)  # what a child of this process measures
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = Plan(
             Path(folder),
             count=arguments.count or (48 if arguments.quick else 2500),
-            inception_count=arguments.inception_count or (12 if arguments.quick else 200),
+            inception_count=arguments.inception_count or (10 if arguments.quick else 200),
             rounds=arguments.rounds or (1 if arguments.quick else 2),
             quick=arguments.quick,
         )
@@ -346,7 +346,9 @@ def in_this_process(work: Callable[[int], float], count: int = 1_000_000) -> dic
     """Seconds without making the features, peak memory with them."""
     torch.set_num_threads(1)
     value, taken_s = work(count)
-    return dict(value=value, seconds=taken_s, peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    # not getrusage: across fork and exec its peak is that of the process that started this one
+    status = Path("/proc/self/status").read_text().split()
+    return dict(value=value, seconds=taken_s, peak_gib=int(status[status.index("VmHWM:") + 1]) / 2**20)
 
 
 def frechet_of_million(count: int) -> tuple[float, float]:

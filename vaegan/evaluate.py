@@ -135,13 +135,14 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _line: None) ->
         count = config.count or min(len(real), DEFAULT_COUNT)
         progress(f"{sampler.info.address_prefix}: drawing {count} images")
         synthetic = synthesize(sampler, real, count, latent=config.latent)
-    sets = Sets(real=real, synthetic=synthetic, held_out=held_out)
+    sets = Sets(**_alike_in_colour(real=real, synthetic=synthetic, held_out=held_out))
+    cache = _cache(config)
     audit = None
     if not config.skip_privacy:
         progress("privacy: fingerprints")
-        audit = Audit.prepare(sets, sampler, _cache(config))
-    extractors = _extractors(config, files, real, progress)
-    features_of = _features_of(config)
+        audit = Audit.prepare(sets, sampler, cache)
+    extractors = _extractors(config, files, sets.real, progress)
+    features_of = _features_of(config, cache)
     measured = measure(
         sets, extractors, features_of=features_of, seed=config.seed, inputs=question["inputs"], progress=progress
     )
@@ -152,6 +153,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _line: None) ->
             spare = make_extractor(WITHOUT_REFERENCE, device=device)
             found = [*found, (spare, features_of(sets.all, spare))]
         measured.result["privacy"] = audit.run(found, config.seed)
+    if cache is not None and cache.problem:
+        progress(f"warning: {cache.problem}")
     result = {"question": question, **measured.result}
     _write(config.out, result, measured)
     return result
@@ -159,16 +162,16 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _line: None) ->
 
 def reproduce(config: EvaluateConfig, run_dir: Path, progress: Progress = lambda _line: None) -> str:
     """The paper's table and figure for a run's checkpoints, written as .json, .md and .png; returns the table."""
-    chosen_checkpoints(run_dir, config.paper_checkpoints)  # a wrong folder is found before the work, not after
+    names = [folder.name for folder in chosen_checkpoints(run_dir, config.paper_checkpoints)]
     files = _weights_files(config)
     real = open_source(config.real, config.real_split, size=config.size)
     held_out = _held_out(config)
-    question = _question(config, files, {"real": real, "held_out": held_out}) | {"run": str(run_dir)}
+    question = _question(config, files, {"real": real, "held_out": held_out}) | {"checkpoints": names}
     document = _answer_to(question, config.out)
     if document is None:
         found = trajectory(
             run_dir, real, held_out, _extractors(config, files, real, progress),
-            features_of=_features_of(config), most=config.paper_checkpoints, seed=config.seed,
+            features_of=_features_of(config, _cache(config)), most=config.paper_checkpoints, seed=config.seed,
             device=pick_device(config.device), inputs=question["inputs"], progress=progress,
         )  # fmt: skip
         document = {"format": FORMAT_VERSION, "question": question, **found}
@@ -201,6 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STATUS[Verdict(result["privacy"]["verdict"])]
 
     return run_command(EvaluateConfig, command, prog="python -m vaegan.evaluate", argv=argv)
+
+
+def _alike_in_colour(**sources: ImageSource | None) -> dict[str, Any]:
+    """The same sources; where some are in colour, grey ones get their channel three times."""
+    coloured = any(source is not None and source.shape[2] == 3 for source in sources.values())
+    return {name: source.as_rgb() if source and coloured else source for name, source in sources.items()}
 
 
 def _held_out(config: EvaluateConfig) -> ImageSource | None:
@@ -254,9 +263,9 @@ def _domain_options(real: ImageSource) -> dict[str, Any]:
     return {"real_train": images, "task": "multiclass" if exclusive else "multilabel"}
 
 
-def _features_of(config: EvaluateConfig) -> FeaturesOf:
+def _features_of(config: EvaluateConfig, cache: FeatureCache | None) -> FeaturesOf:
     """How this command computes features: here, or on Ray workers where another process can make the extractor."""
-    here = partial(features_here, batch_size=config.batch_size or None, cache=_cache(config))
+    here = partial(features_here, batch_size=config.batch_size or None, cache=cache)
     if not config.workers:
         return here
     from vaegan.actors import extraction_workers  # Ray takes seconds to import, which others need not wait for
@@ -272,7 +281,7 @@ def _features_of(config: EvaluateConfig) -> FeaturesOf:
         ) as workers:
             for name, source in sources.items():
                 with progress_bar(f"{extractor.name}, {name}") as bar:
-                    found[name] = workers.extract(source, cache=_cache(config), progress=bar)
+                    found[name] = workers.extract(source, cache=cache, progress=bar)
         return found
 
     return there

@@ -230,3 +230,16 @@ def test_an_audit_of_some_of_many_images_names_the_right_ones(datasets, tmp_path
     assert all(
         pair["synthetic_id"].split("-")[1] == pair["real_id"].split("-")[1] for pair in privacy["suspicious_pairs"]
     )
+
+
+def test_grey_films_saved_in_colour_are_compared_with_grey_ones(datasets, tmp_path):
+    folder = tmp_path / "colour"
+    folder.mkdir()
+    for row, pixels in enumerate(images(40, 3).pixels):
+        Image.fromarray(pixels[:, :, 0]).convert("RGB").save(folder / f"{row:03d}.png")
+    np.save(tmp_path / "grey.npy", images(40, 3).pixels)
+    paths = {"real": datasets["real"], "out": datasets["out"], "extractors": ("gist",), "skip_privacy": True}
+    of_colour = evaluate(EvaluateConfig(**paths, synthetic=folder))
+    of_grey = evaluate(EvaluateConfig(**paths, synthetic=tmp_path / "grey.npy"))
+    for a, b in zip(of_colour["numbers"], of_grey["numbers"], strict=True):
+        assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
