@@ -138,18 +138,19 @@ def markdown(document: dict[str, Any]) -> str:
     distances = [n for n in document["checkpoints"][0]["numbers"] if n["metric"] == "frechet_distance"]
     head = ["", *names, *(n["label"] for n in distances), "the paper's IS", "the paper's FID"]
     rows = [["Real data", *map(_mean_and_std, document["real"]), *(f"floor {n['floor']:.4g}" for n in distances),
-             _paper_score("Real data"), ""]]  # fmt: skip
+             _paper_scores(["Real data"]), ""]]  # fmt: skip
     last = len(document["checkpoints"]) - 1
     for place, point in enumerate(document["checkpoints"]):
         numbers = [n for n in point["numbers"] if n["metric"] == "frechet_distance"]
-        row = "Final epoch" if place == last else next((r for r, e, *_ in TABLE_1 if e == round(point["epoch"])), None)
-        fid = f"{FIGURE_1[0]:,.0f}" if row == "Epoch 1" else f"{FIGURE_1[1]}" if row == "Final epoch" else ""
+        theirs = [name for name, epoch, *_ in TABLE_1 if epoch == round(point["epoch"])]
+        theirs += ["Final epoch"] if place == last else []
+        fids = {"Epoch 1": f"{FIGURE_1[0]:,.0f}", "Final epoch": f"{FIGURE_1[1]} (its final epoch)"}
         rows.append([
             f"Epoch {point['epoch']:.3g}" + (" (our final one)" if place == last else ""),
             *map(_mean_and_std, point["scores"]),
             *(f"{n['value']:.4g} ({n['interval'][0]:.4g} to {n['interval'][1]:.4g})" for n in numbers),
-            _paper_score(row) + (" (its final epoch)" if place == last else ""),
-            fid,
+            _paper_scores(theirs),
+            "; ".join(fids[name] for name in theirs if name in fids),
         ])  # fmt: skip
     table = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     seen = [f"Paper only: {r}, IS {mean} ± {std}." for r, e, mean, std in TABLE_1 if e and not _has(document, e)]
@@ -174,5 +175,7 @@ def _mean_and_std(score: dict[str, Any]) -> str:
     return "no classes" if score["mean"] is None else f"{score['mean']:.4f} ± {score['std']:.4f}"
 
 
-def _paper_score(name: str | None) -> str:
-    return next((f"{mean} ± {std}" for row, _, mean, std in TABLE_1 if row == name), "")
+def _paper_scores(names: Sequence[str]) -> str:
+    """Some rows of Table 1, with the name of one that isn't our row's own."""
+    about = {"Final epoch": " (its final epoch)"}
+    return "; ".join(f"{mean} ± {std}{about.get(name, '')}" for name, _, mean, std in TABLE_1 if name in names)
