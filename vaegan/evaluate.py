@@ -22,7 +22,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import UserError
 from cluster.storage import atomic_file, file_sha256, read_json, write_json
 from vaegan.card import record_audit
-from vaegan.checkpoint import CARD, read_info
+from vaegan.checkpoint import CARD, ModelInfo, read_info
 from vaegan.evaluation.audit import Audit, for_card
 from vaegan.evaluation.measure import FORMAT_VERSION, FeaturesOf, Measured, Progress, Sets, features_here, measure
 from vaegan.evaluation.page import render_html
@@ -37,7 +37,7 @@ from vaegan.metrics.features import WITHOUT_FILE, make_extractor, split_spec, we
 from vaegan.metrics.privacy.gate import EXIT_STATUS, Verdict
 from vaegan.metrics.sources import ImageSource, open_source, source_splits
 from vaegan.sampler import Sampler
-from vaegan.shards import Images
+from vaegan.shards import MANIFEST, Images, read_manifest
 
 WITHOUT_REFERENCE = "gist"
 """What the privacy audit looks through where all others were trained on the images it asks about."""
@@ -130,6 +130,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = lambda _line: None) ->
         return kept
     device = pick_device(config.device)
     sampler = None if config.model is None else Sampler.from_model(config.model, device)
+    if sampler is not None and config.synthetic is not None:
+        _check_drawn_from(config.synthetic, sampler.info)
     if synthetic is None:
         assert sampler is not None
         count = config.count or min(len(real), DEFAULT_COUNT)
@@ -204,6 +206,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_STATUS[Verdict(result["privacy"]["verdict"])]
 
     return run_command(EvaluateConfig, command, prog="python -m vaegan.evaluate", argv=argv)
+
+
+def _check_drawn_from(synthetic: Path, model: ModelInfo) -> None:
+    """Refuse a dataset that says it was drawn from another model: its verdict would stand in the wrong card."""
+    if not (synthetic / MANIFEST).exists():
+        return
+    drawn = read_manifest(synthetic).report.get("sample", {})
+    if drawn.get("tensors_sha256", model.tensors_sha256) != model.tensors_sha256:
+        raise UserError(
+            f"{synthetic} was drawn from {drawn.get('model')} (tensors {drawn['tensors_sha256'][:12]}), not from "
+            f"{model.address_prefix} (tensors {model.tensors_sha256[:12]}): give the model it was drawn from, or leave "
+            "--synthetic out"
+        )
 
 
 def _alike_in_colour(**sources: ImageSource | None) -> dict[str, Any]:

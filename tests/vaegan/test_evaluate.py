@@ -12,6 +12,7 @@ from vaegan.loop import train_loop
 from vaegan.metrics.cache import FeatureCache
 from vaegan.registry import Registry, publish
 from vaegan.runs import SoloRun
+from vaegan.sample import SampleConfig, synthesize
 from vaegan.shards import DatasetWriter, Images, read_split
 
 NAMES = ["frechet_distance", "kernel_distance", "classifier_score", "precision", "recall", "density", "coverage",
@@ -162,6 +163,17 @@ def test_a_model_that_was_trained_on_other_images_is_refused(model, datasets, ca
     assert main(flags(other, "--count", "40", "--extractors", "gist")) == 2
     assert "was trained on other images" in capsys.readouterr().err
     assert "Not audited" in read_card(model)
+
+
+def test_samples_of_another_model_are_refused(model, config, tmp_path, capsys):
+    drawn = tmp_path / "drawn"
+    synthesize(SampleConfig(model=model, out=drawn, count=20))
+    manifest = json.loads((drawn / "manifest.json").read_text())
+    manifest["report"]["sample"] |= {"model": "other/3", "tensors_sha256": "f" * 64}
+    (drawn / "manifest.json").write_text(json.dumps(manifest))
+    paths = {"real": config.data, "model": model, "synthetic": drawn, "out": tmp_path / "metrics.json"}
+    assert main(flags(paths, "--extractors", "gist")) == 2
+    assert "was drawn from other/3 (tensors ffffffffffff), not from model/1" in capsys.readouterr().err
 
 
 def test_the_papers_table_and_figure_come_from_a_runs_checkpoints(model, config, tmp_path, monkeypatch, capsys):
