@@ -153,7 +153,7 @@ def _scope_sentence(checks: Sequence[Mapping[str, Any]], scope: Mapping[str, Any
 
 def _check_members(model: ModelInfo, prints: Fingerprints, real: ImageSource) -> None:
     """Refuse images that the model was not trained on: as "members" they would make any model look safe."""
-    found = hashes_sha256(value.decode() for value in prints.pixel_hashes.tolist())
+    found = hashes_sha256(bytes(digits).decode() for digits in prints.pixel_hashes)
     if found != model.data_sha256:
         raise UserError(
             f"model {model.address_prefix} was trained on other images than {real.name} (on "

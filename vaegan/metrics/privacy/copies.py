@@ -44,7 +44,7 @@ class Fingerprints:
     """What finds copies of N images without their pixels: 1.1 kB an image."""
 
     pixel_hashes: np.ndarray
-    """(N,) bytes: SHA-256 in hexadecimal, see `images.pixel_hash`."""
+    """uint8 (N, 64): SHA-256 as hexadecimal digits in ASCII, see `images.pixel_hash`; safetensors has no strings."""
     hashes: np.ndarray
     """(N,) uint64 perceptual hashes."""
     mirrored_hashes: np.ndarray
@@ -56,7 +56,7 @@ class Fingerprints:
     def of(cls, pixels: np.ndarray) -> Fingerprints:
         """Of uint8 images (N, H, W, C); N may be 0."""
         return cls(
-            np.array([pixel_hash(image) for image in pixels], "S64"),
+            np.array([pixel_hash(image) for image in pixels], "S64").view(np.uint8).reshape(-1, 64),
             np.array([perceptual_hash(image) for image in pixels], np.uint64),
             np.array([perceptual_hash(image[:, ::-1]) for image in pixels], np.uint64),
             np.array([thumbnail(image) for image in pixels], np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL),
@@ -176,6 +176,7 @@ def _best(
 
 def _same_pixels(synthetic: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Row of the first real image with the same pixels, or -1: (M,)."""
+    real, synthetic = (np.ascontiguousarray(hashes).view("S64")[:, 0] for hashes in (real, synthetic))
     known, first = np.unique(real, return_index=True)
     place = np.minimum(np.searchsorted(known, synthetic), len(known) - 1)
     return np.where(known[place] == synthetic, first[place], -1)
