@@ -34,10 +34,11 @@ from vaegan.metrics.cache import FeatureCache, default_folder
 from vaegan.metrics.extraction import progress_bar
 from vaegan.metrics.extractor import EXTRACTION_VERSION, Extractor, Features, pick_device
 from vaegan.metrics.features import WITHOUT_FILE, make_extractor, split_spec, weights_file
+from vaegan.metrics.intervals import draw_rows
 from vaegan.metrics.privacy.gate import EXIT_STATUS, Verdict
 from vaegan.metrics.sources import ImageSource, open_source, source_splits
 from vaegan.sampler import Sampler
-from vaegan.shards import MANIFEST, Images, read_manifest
+from vaegan.shards import MANIFEST, read_manifest
 
 WITHOUT_REFERENCE = "gist"
 """What the privacy audit looks through where all others were trained on the images it asks about."""
@@ -270,10 +271,7 @@ def _extractors(
 
 def _domain_options(real: ImageSource) -> dict[str, Any]:
     """Real images for the domain extractor, drawn where there are very many; and whether their classes exclude."""
-    rows = np.arange(len(real))
-    if len(rows) > MAX_DOMAIN_IMAGES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAX_DOMAIN_IMAGES, replace=False))
-    images = Images.real(real.pixels(rows), real.labels[rows], list(real.patient_id[rows]), list(real.image_id[rows]))
+    images = real.images(draw_rows(len(real), MAX_DOMAIN_IMAGES, np.random.default_rng(0)))
     exclusive = bool((real.labels.sum(axis=1) == 1).all())
     return {"real_train": images, "task": "multiclass" if exclusive else "multilabel"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from vaegan.export import hashes_sha256
 from vaegan.metrics.cache import FeatureCache
 from vaegan.metrics.extraction import map_blocks, progress_bar
 from vaegan.metrics.extractor import Extractor, Features
+from vaegan.metrics.intervals import draw_rows
 from vaegan.metrics.privacy.audit import FeatureSets, RealSet, audit
 from vaegan.metrics.privacy.copies import Fingerprints
 from vaegan.metrics.sources import ImageSource
@@ -64,9 +65,7 @@ class Audit:
         prints = {name: fingerprints(source, cache) for name, source in sets.all.items()}
         if sampler is not None:
             _check_members(sampler.info, prints["real"], sets.real)
-        rows = np.arange(len(sets.synthetic))
-        if len(rows) > MAX_SYNTHETIC:
-            rows = np.sort(np.random.default_rng(0).choice(rows, MAX_SYNTHETIC, replace=False))
+        rows = draw_rows(len(sets.synthetic), MAX_SYNTHETIC, np.random.default_rng(0))
         return cls(sets, prints, patients, rows, sampler)
 
     def run(self, features: Sequence[tuple[Extractor, Mapping[str, Features]]], seed: int = 0) -> dict[str, Any]:
@@ -169,8 +168,7 @@ def _patients(name: str, source: ImageSource) -> np.ndarray:
 
 def _of_model(source: ImageSource, model: ModelInfo) -> Images:
     """A source's images with labels over the model's classes."""
-    labels = _labels_over(model.classes, source)
-    return Images.real(source.pixels(np.arange(len(source))), labels, list(source.patient_id), list(source.image_id))
+    return replace(source.images(np.arange(len(source))), labels=_labels_over(model.classes, source))
 
 
 def _labels_over(classes: Sequence[str], source: ImageSource) -> np.ndarray:

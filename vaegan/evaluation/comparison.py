@@ -13,7 +13,7 @@ from vaegan.metrics.auc import Area
 from vaegan.metrics.extractor import Extractor, Features
 from vaegan.metrics.frechet import Covariance, frechet_distance_of_features, needs_shrinkage
 from vaegan.metrics.inception_score import inception_score
-from vaegan.metrics.intervals import Subsampling, disjoint_halves, interval, standard_errors
+from vaegan.metrics.intervals import Subsampling, disjoint_halves, draw_rows, interval, standard_errors
 from vaegan.metrics.kernel import kernel_distance
 from vaegan.metrics.manifold import manifold_metrics
 from vaegan.metrics.two_sample import FOLDS, two_sample_auc
@@ -70,7 +70,7 @@ class Rows:
 
     def at_most(self, count: int, rng: np.random.Generator) -> Rows:
         """All rows in order, or that many drawn from them."""
-        return self if len(self) <= count else self.take(np.sort(rng.choice(len(self), count, replace=False)))
+        return self if len(self) <= count else self.take(draw_rows(len(self), count, rng))
 
 
 @dataclass(frozen=True)

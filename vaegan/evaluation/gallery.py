@@ -13,6 +13,7 @@ from PIL import Image
 from vaegan.evaluation.embedding import Embedding, embed
 from vaegan.evaluation.lookalikes import most_alike
 from vaegan.evaluation.misses import stretches
+from vaegan.metrics.intervals import draw_rows
 
 MAX_SIDE = 112
 """Larger images are shown reduced to it: some 250 pictures then weigh about 2 MB, and the page can be sent."""
@@ -235,7 +236,7 @@ def _grid(real: ImageRows, synthetic: ImageRows, name: str, per_class: int, seed
 
 def _draw(rows: np.ndarray, count: int, seed: list[int]) -> np.ndarray:
     """Up to `count` of the rows, in order."""
-    return np.sort(np.random.default_rng(seed).choice(rows, min(count, len(rows)), replace=False))
+    return rows[draw_rows(len(rows), count, np.random.default_rng(seed))]
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from vaegan.duplicates import thumbnail
 from vaegan.metrics.ms_ssim import WINDOW, ms_ssim
 
-SIDE = 32
-"""Pixels of the small grey copies that are correlated: shape and shading count, noise doesn't."""
 _BLOCK_ROWS = 512
 _CANDIDATES = 400
 """Pairs kept of each block, from which those that repeat an image are dropped."""
@@ -67,14 +65,12 @@ def _ms_ssim(pixels: np.ndarray, pairs: list[tuple[float, int, int]]) -> list[fl
 
 
 def _unit_vectors(pixels: np.ndarray) -> np.ndarray:
-    """Rows (N, SIDE² + 1) whose products are correlations; images of one value are alike and unlike all others."""
-    grey = np.stack([_small_grey(image) for image in pixels]).reshape(len(pixels), -1).astype(np.float64)
+    """Rows (N, 32² + 1) whose products are correlations of thumbnails: shape and shading count, noise doesn't.
+
+    Images of one value are alike and unlike all others.
+    """
+    grey = np.stack([thumbnail(image) for image in pixels]).reshape(len(pixels), -1).astype(np.float64)
     centred = grey - grey.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(centred, axis=1, keepdims=True)
     flat = norms < 1e-9
     return np.concatenate([centred / np.where(flat, 1, norms), flat], axis=1)
-
-
-def _small_grey(pixels: np.ndarray) -> np.ndarray:
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vaegan.metrics.manifold import BALL, DENSITY_BALL
 from vaegan.metrics.neighbours import neighbour_distances, squared_distances
-
-PRECISION_NEIGHBOUR, COVERAGE_NEIGHBOUR = 3, 5  # k, as in `manifold_metrics`
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +35,11 @@ class Stretches:
 def stretches(real: np.ndarray, synthetic: np.ndarray) -> Stretches:
     """Of features (N, D) and (M, D); distances and surfaces as in `manifold_metrics`.
 
-    More than `COVERAGE_NEIGHBOUR` rows on the real side.
+    More than `DENSITY_BALL` rows on the real side.
     """
     centre = real.mean(axis=0, dtype=np.float64)
     x, y = real.astype(np.float64) - centre, synthetic.astype(np.float64) - centre
-    balls, own_balls = neighbour_distances(x, (PRECISION_NEIGHBOUR, COVERAGE_NEIGHBOUR)).T
+    balls, own_balls = neighbour_distances(x, (BALL, DENSITY_BALL)).T
     of_synthetic = np.full(len(y), np.inf)
     of_real = np.empty(len(x))
     for rows, distances in squared_distances(x, y):

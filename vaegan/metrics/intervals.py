@@ -94,6 +94,11 @@ def draw_units(rng: np.random.Generator, groups: np.ndarray, share: float) -> np
     return np.flatnonzero(chosen[unit_of_row])
 
 
+def draw_rows(count: int, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers of `count` rows, in order: all, or `most` of them drawn without replacement."""
+    return np.arange(count) if count <= most else np.sort(rng.choice(count, most, replace=False))
+
+
 def disjoint_halves(rng: np.random.Generator, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of rows of about equal size that share no unit; together, all rows."""
     units, unit_of_row = np.unique(groups, return_inverse=True)

@@ -8,6 +8,9 @@ import numpy as np
 
 from vaegan.metrics.neighbours import neighbour_distances, squared_distances
 
+BALL, DENSITY_BALL = 3, 5
+"""k of precision and recall, as torch-fidelity has it, and of density and coverage, as Naeem et al. choose."""
+
 
 @dataclass(frozen=True)
 class Manifold:
@@ -24,7 +27,7 @@ class Manifold:
 
 
 def manifold_metrics(
-    real: np.ndarray, synthetic: np.ndarray, *, ball_neighbour: int = 3, density_neighbour: int = 5
+    real: np.ndarray, synthetic: np.ndarray, *, ball_neighbour: int = BALL, density_neighbour: int = DENSITY_BALL
 ) -> Manifold:
     """Improved precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 

@@ -97,7 +97,8 @@ def audit(
     population = _population(members, held_out)
     features = {**features, LAYOUT: _layout_features(synthetic, members, held_out)}
     _check_lengths(synthetic, members, held_out, features, model_scores or {})
-    matches = _matches(synthetic, members, held_out, population, features, pixels_of)
+    neighbours = {name: nearest(sets.synthetic, sets.real, CANDIDATES).rows for name, sets in features.items()}
+    matches = _matches(synthetic, members, held_out, population, features, neighbours, pixels_of)
     found = [checks.check_copies(matches, population, tolerances, seed)]
     attacks: dict[str, np.ndarray] = {}
 
@@ -107,8 +108,7 @@ def audit(
     if not too_few:
         found.append(checks.check_share(matches.rows, population, ALIGNED, tolerances, seed))
         for name, sets in features.items():
-            rows = nearest(sets.synthetic, sets.real).rows[:, 0]
-            found.append(checks.check_share(rows, population, name, tolerances, seed))
+            found.append(checks.check_share(neighbours[name][:, 0], population, name, tolerances, seed))
             found.append(checks.check_ratio(sets.synthetic, sets.real, population, name, tolerances, seed))
             for attack, scores in distance_scores(sets.real, population.patients, sets.synthetic).items():
                 attacks[f"{attack}, {name}"] = scores
@@ -200,8 +200,10 @@ def _matches(
     held_out: RealSet,
     population: Population,
     features: Mapping[str, FeatureSets],
+    neighbours: Mapping[str, np.ndarray],
     pixels_of: PixelsOf,
 ) -> Matches:
+    """Args: neighbours: by extractor, rows (M, CANDIDATES) of the real images nearest to each synthetic one."""
     num_members = len(members.patients)
 
     def details_of_real(rows: np.ndarray) -> np.ndarray:
@@ -209,19 +211,18 @@ def _matches(
         parts = [("members", rows[rows < num_members]), ("held_out", rows[rows >= num_members] - num_members)]
         return np.concatenate([detail(pixels_of(name, part)) for name, part in parts if len(part)])  # type: ignore[arg-type]
 
-    neighbours = {}
+    candidates = {name: rows for name, rows in neighbours.items() if name != LAYOUT}  # that search looks at parts too
     for name, sets in features.items():
-        if name == LAYOUT:
-            continue  # that search looks at parts as well
-        views = [sets.synthetic] + ([] if sets.synthetic_mirrored is None else [sets.synthetic_mirrored])
-        neighbours[name] = np.concatenate([nearest(view, sets.real, CANDIDATES).rows for view in views], axis=1)
+        if sets.synthetic_mirrored is not None:
+            mirrored = nearest(sets.synthetic_mirrored, sets.real, CANDIDATES).rows
+            candidates[name] = np.concatenate([candidates[name], mirrored], axis=1)
     return find_matches(
         synthetic,
         Fingerprints.concatenate([members.fingerprints, held_out.fingerprints]),
         population.patients,
         lambda rows: detail(pixels_of("synthetic", rows)),
         details_of_real,
-        neighbours,
+        candidates,
     )
 
 

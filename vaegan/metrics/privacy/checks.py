@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import beta
 
 from vaegan.metrics.intervals import Z_95
 from vaegan.metrics.privacy.copies import Matches
@@ -16,6 +15,7 @@ from vaegan.metrics.privacy.membership import (
     Estimate,
     Population,
     attack_auc,
+    clopper_pearson,
     recognised,
     worst_class,
 )
@@ -84,13 +84,18 @@ def _copies_sentence(verdict: Verdict, copies: int, patients: int, control: int,
 
 def _favours_members(matches: Matches, population: Population, seed: int) -> float:
     """p-value of the permutation test that copies fall on members as they fall on others; 1 without held-out images."""
-    patients, unit = np.unique(population.patients, return_inverse=True)
-    hits = np.bincount(unit[matches.rows[matches.copied]], minlength=len(patients)).astype(float)
-    is_member = np.zeros(len(patients), bool)
-    is_member[unit[population.is_member]] = True
+    hits, is_member = _hits(population, matches.rows[matches.copied])
     if is_member.all() or not is_member.any():
         return 1.0
     return share_of_members(hits, is_member, seed=seed).p_value
+
+
+def _hits(population: Population, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often each patient's images are among the rows, and whether it is a member: (P,) each."""
+    patients, unit = np.unique(population.patients, return_inverse=True)
+    is_member = np.zeros(len(patients), bool)
+    is_member[unit[population.is_member]] = True
+    return np.bincount(unit[rows], minlength=len(patients)).astype(float), is_member
 
 
 def _excess(copies: int, control: int, total: int, share_of_pool: float) -> Estimate:
@@ -114,9 +119,7 @@ def _limits(successes: int, trials: int) -> tuple[float, float]:
     if not trials:
         return 0.0, 1.0
     error = 0.05 if successes in (0, trials) else 0.025
-    low = float(beta.ppf(error, successes, trials - successes + 1)) if successes else 0.0
-    high = float(beta.ppf(1 - error, successes + 1, trials - successes)) if successes < trials else 1.0
-    return low, high
+    return clopper_pearson(successes, trials, error)
 
 
 def check_share(
@@ -129,10 +132,7 @@ def check_share(
     Args:
         nearest_rows: (M,) row in the population of the real image nearest to each synthetic one.
     """
-    patients, unit = np.unique(population.patients, return_inverse=True)
-    hits = np.bincount(unit[nearest_rows], minlength=len(patients)).astype(float)
-    is_member = np.zeros(len(patients), bool)
-    is_member[unit[population.is_member]] = True
+    hits, is_member = _hits(population, nearest_rows)
     share = share_of_members(hits, is_member, seed=seed)
     verdict = judge(share.interval, tolerances.share)
     return Check(

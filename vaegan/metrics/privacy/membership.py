@@ -83,8 +83,8 @@ def recognised(scores: np.ndarray, population: Population, false_alarms: float) 
     ranks = np.arange(count + 1)
     surely_few = ranks[:count][beta.cdf(false_alarms, ranks[:count] + 1, count - ranks[:count]) >= 1 - error]
     surely_enough = ranks[binom.cdf(ranks, count, false_alarms) >= 1 - error]
-    low = _clopper_pearson(passing(int(surely_few.max())), len(members), error)[0] if len(surely_few) else 0.0
-    high = _clopper_pearson(passing(int(surely_enough.min())), len(members), error)[1]
+    low = clopper_pearson(passing(int(surely_few.max())), len(members), error)[0] if len(surely_few) else 0.0
+    high = clopper_pearson(passing(int(surely_enough.min())), len(members), error)[1]
     value = passing(allowed) / len(members)
     return Estimate(value, (min(low, value), max(high, value)))
 
@@ -175,7 +175,7 @@ def _sides(population: Population) -> tuple[np.ndarray, np.ndarray]:
     return population.is_member, ~population.is_member
 
 
-def _clopper_pearson(successes: int, trials: int, error: float) -> tuple[float, float]:
+def clopper_pearson(successes: int, trials: int, error: float) -> tuple[float, float]:
     """Exact limits of a proportion, each with at most `error` probability of missing it."""
     low = float(beta.ppf(error, successes, trials - successes + 1)) if successes else 0.0
     high = float(beta.ppf(1 - error, successes + 1, trials - successes)) if successes < trials else 1.0

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vaegan.metrics.sources.blocks import Block, ResizedBlock, RgbBlock, Shape
+from vaegan.shards import Images
 
 UNSPLIT = "train"
 """What the one split of a source without splits is called, as the commands' defaults call it."""
@@ -65,6 +66,11 @@ class ImageSource:
             here = owner == index
             result[here] = self.blocks[index].read(rows[here] - self.starts[index])
         return result
+
+    def images(self, rows: np.ndarray) -> Images:
+        """Some images with what is known of them, in memory."""
+        patients, names = list(self.patient_id[rows]), list(self.image_id[rows])
+        return Images.real(self.pixels(rows), self.labels[rows], patients, names)
 
     def resized(self, size: int | None) -> ImageSource:
         """The same images as squares of `size` pixels: the centre, antialiased. None, or that size, changes nothing."""
