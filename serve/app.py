@@ -25,7 +25,7 @@ from cluster.cli import run_command
 from cluster.config import ClusterConfig
 from cluster.errors import UserError
 from cluster.session import connect
-from serve.api import ServiceConfig
+from serve.config import ServiceConfig
 from serve.security import is_loopback
 from serve.service import check, deployment
 
@@ -106,13 +106,19 @@ def run(config: ServeConfig) -> None:
         UserError: see `check`; a port that can't be had; an open service on a network.
     """
     service = ServiceConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ServiceConfig)})
-    check(service)
-    if not (is_loopback(config.host) or config.host == "localhost" or config.api_keys or config.allow_anonymous):
+    _, keys = check(service)
+    hosts = (config.host, config.direct_host)
+    open_host = next((host for host in hosts if not (is_loopback(host) or host == "localhost")), None)
+    if open_host is not None and keys is None and not config.allow_anonymous:
         raise UserError(
-            f"host is {config.host} and there are no API keys, expected --api-keys FILE for a service on a network; "
+            f"host is {open_host} and there are no API keys, expected --api-keys FILE for a service on a network; "
             "add it, or --allow-anonymous to serve everybody"
         )
     check_port(config.host, config.port)
+    if config.direct_port is not None:
+        check_port(config.direct_host, config.direct_port)
+    # Ray runs its workers at niceness 15; a replica has people waiting for it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with connect(config.cluster):
         ray_serve.start(http_options={"host": config.host, "port": config.port})
         signal.signal(signal.SIGTERM, _interrupt)  # what systemd, Kubernetes and `kill` send; Ray has set its own

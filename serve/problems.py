@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from serve.schemas import EXPECTED, SampleRequest
+from serve.schemas import BODIES, EXPECTED, Order
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -29,11 +29,17 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.detail, self.headers, self.extra = status, detail, headers, extra
 
-    def response(self) -> Response:
+    def response(self, request_id: str = "") -> Response:
         document = {"type": "about:blank", "title": http.HTTPStatus(self.status).phrase, "status": self.status}
+        document |= {"request_id": request_id} if request_id else {}
         # ASCII only: a lone surrogate that a client sent has no UTF-8 form, and would turn its 422 into our 500.
         body = json.dumps(document | {"detail": self.detail} | self.extra, ensure_ascii=True, allow_nan=False)
         return Response(body, self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+def busy(found: str, wait_s: int) -> Problem:
+    """503 with Retry-After: the service could answer, later."""
+    return Problem(503, f"{found}; try again in {wait_s} s", headers={"Retry-After": str(wait_s)})
 
 
 def install(api: FastAPI, headers: dict[str, str]) -> None:
@@ -46,7 +52,7 @@ def install(api: FastAPI, headers: dict[str, str]) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         detail = "the service failed to answer; its log has the reason, and a retry may succeed"
-        return Problem(500, detail, headers=headers).response()
+        return Problem(500, detail, headers=headers).response(request_id(request))
 
     api.add_exception_handler(Problem, _problem)
     api.add_exception_handler(HTTPException, _http_exception)
@@ -66,6 +72,11 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "") or "none"
 
 
+def request_id(request: Request) -> str:
+    """The id that the outermost middleware gave a request; empty where there is none."""
+    return str(getattr(request.state, "request_id", ""))
+
+
 def _json(value: Any) -> str:
     try:
         return json.dumps(value)
@@ -75,7 +86,7 @@ def _json(value: Any) -> str:
 
 async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return error.response()
+    return error.response(request_id(request))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -90,36 +101,38 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         detail = f"{path} does not answer {request.method}, expected {allowed}; see /openapi.json"
     else:
         detail = "the body could not be read, expected a JSON object in UTF-8; see /openapi.json for an example"
-    return Problem(error.status_code, detail, headers=headers).response()
+    return Problem(error.status_code, detail, headers=headers).response(request_id(request))
 
 
 async def _invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     content_type = request.headers.get("content-type", "")
-    if request.method == "POST" and "json" not in content_type:
+    body = BODIES.get(request.url.path)
+    if body is not None and "json" not in content_type:
         found = shown(content_type) if content_type else "missing"
         return Problem(
             415, f"the header Content-Type is {found}, expected application/json; send it with the request"
-        ).response()
-    errors = [{"field": _field(e["loc"]), "detail": _sentence(e)} for e in error.errors()[:20]]
-    return Problem(422, errors[0]["detail"], errors=errors).response()
+        ).response(request_id(request))
+    errors = [{"field": _field(e["loc"]), "detail": _sentence(e, body)} for e in error.errors()[:20]]
+    return Problem(422, errors[0]["detail"], errors=errors).response(request_id(request))
 
 
 def _field(location: tuple[Any, ...]) -> str:
     return ".".join(str(part)[:40] for part in location[1:]) or str(location[0])
 
 
-def _sentence(error: dict[str, Any]) -> str:
+def _sentence(error: dict[str, Any], body: type[Order] | None) -> str:
     """One pydantic error as found, expected and what to do, instead of pydantic's several lines."""
     field = _field(error["loc"])
+    example = body.EXAMPLE if body else "{}"
     if error["type"] == "json_invalid":
         where = error["loc"][-1]
-        return f"the body is not JSON (character {where}), expected an object such as {SampleRequest.EXAMPLE}"
+        return f"the body is not JSON (character {where}), expected an object such as {example}"
     if error["type"] == "extra_forbidden":
-        return f"unknown field {shown(field)}, expected some of {listed(sorted(SampleRequest.fields()))}"
+        return f"unknown field {shown(field)}, expected some of {listed(sorted(body.fields() if body else []))}"
     if field == "body":
         found = "missing" if error["type"] == "missing" else "not an object"
-        return f"the body is {found}, expected a JSON object such as {SampleRequest.EXAMPLE}"
+        return f"the body is {found}, expected a JSON object such as {example}"
     expected = EXPECTED.get(field.split(".")[0], "another value")
     if error["type"] == "missing":
         return f"{field} is missing, expected {expected}"

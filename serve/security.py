@@ -1,11 +1,8 @@
 """Who may ask and how much at once: API keys, the size of a body, the headers of every answer."""
 
-import hashlib
-import hmac
+import asyncio
 import ipaddress
-import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Request, Security
@@ -13,10 +10,13 @@ from fastapi.security import APIKeyHeader
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cluster.errors import UserError
+from serve.access.keyfile import SCOPES, Key, Keys
 from serve.problems import Problem
+from serve.telemetry import Telemetry
 
-MIN_KEY_LENGTH = 16
+ANONYMOUS = Key(name="", sha256="", scopes=frozenset(SCOPES))
+"""Whoever is let in where there are no keys."""
+UPLOADS = frozenset({"/v1/encode", "/v1/reconstruct", "/v1/anomaly"})
 
 # Nothing from elsewhere, nothing inline, no frame around the page: a script that got into a model's name or card
 # has nowhere to run. blob: is how the page shows images that it fetched with a key.
@@ -28,51 +28,9 @@ HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # unless a route says more: scripts of two versions must not meet on one page
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-def read_keys(path: Path) -> frozenset[str]:
-    """The SHA-256 of each API key of a file: one key per line, or `sha256:` and 64 hexadecimal digits; # comments.
-
-    Raises:
-        UserError: no such file, no key in it, or a line that is neither.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"api_keys={path}: {error.strerror}; expected a text file with one key per line") from None
-    except UnicodeDecodeError:
-        raise UserError(f"api_keys={path} is not text; expected a UTF-8 file with one key per line") from None
-    keys = [
-        _digest_of_line(line.strip(), f"line {number} of {path}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip() and not line.startswith("#")
-    ]
-    if not keys:
-        raise UserError(f"no key in {path}: expected one per line; make one with: openssl rand -hex 24 >> {path}")
-    return frozenset(keys)
-
-
-def _digest_of_line(line: str, where: str) -> str:
-    # The message never quotes the line: it may be a key, and messages end in logs.
-    if line.startswith("sha256:"):
-        digest = line.removeprefix("sha256:").strip().lower()
-        if not re.fullmatch("[0-9a-f]{64}", digest):
-            raise UserError(f"{where} is no SHA-256: expected sha256: and 64 hexadecimal digits; correct it")
-        return digest
-    if len(line) < MIN_KEY_LENGTH:
-        raise UserError(
-            f"{where} has {len(line)} characters: expected a key of at least {MIN_KEY_LENGTH}, since a short one "
-            "can be guessed; make one with: openssl rand -hex 24"
-        )
-    return hashlib.sha256(line.encode()).hexdigest()
-
-
-def is_valid_key(key: str, digests: frozenset[str]) -> bool:
-    """Whether a key is one of those whose digests are given, in a time that tells nothing about them."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    return bool(sum([hmac.compare_digest(digest, known) for known in sorted(digests)]))  # a list: never stops early
 
 
 def is_loopback(host: str) -> bool:
@@ -85,69 +43,114 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def make_gate(digests: frozenset[str] | None, allow_anonymous: bool) -> Callable[..., Awaitable[None]]:
-    """The dependency that each /v1 route has: a valid key, or, where there are no keys, a peer on this host.
+class Doorkeeper:
+    """Knows who asks, and what they may ask for.
 
-    The second half is a check of the peer and not of the socket, because whoever starts Ray Serve chooses the
-    socket: a Serve config file without a host listens on every interface.
+    Without keys it lets in peers on this host. That is a check of the peer and not of the socket, because whoever
+    starts Ray Serve chooses the socket: a Serve config file without a host listens on every interface.
+
+    Args:
+        keys: gives the service's keys, which may change; None serves this host only, or everybody with
+            `allow_anonymous`, and that does not change.
+        telemetry: counts refusals.
     """
-    if digests is None:
 
-        async def gate(request: Request) -> None:
-            peer = request.client.host if request.client else ""
-            if not (allow_anonymous or is_loopback(peer)):
+    def __init__(self, keys: Callable[[], Keys | None], allow_anonymous: bool, telemetry: Telemetry) -> None:
+        self.keys, self.allow_anonymous, self.telemetry = keys, allow_anonymous, telemetry
+        self.has_keys = keys() is not None
+
+    def requires(self, scope: str) -> Callable[..., Awaitable[Key]]:
+        """The dependency of a route that only keys of `scope` may use; gives the key."""
+        if not self.has_keys:
+
+            async def anybody(request: Request) -> Key:
+                peer = request.client.host if request.client else ""
+                if not (self.allow_anonymous or is_loopback(peer)):
+                    self.telemetry.refused("key")
+                    raise Problem(
+                        403,
+                        "this service has no API keys and therefore answers its own host only; its operator can start "
+                        "it with api_keys=FILE, or with allow_anonymous=true to serve everybody",
+                    )
+                return ANONYMOUS
+
+            return anybody
+        header = APIKeyHeader(name="X-API-Key", auto_error=False)
+
+        async def with_key(request: Request, presented: Annotated[str | None, Security(header)]) -> Key:
+            keys = self.keys()
+            key = None if presented is None or keys is None else keys.find(presented)
+            if key is None:
+                self.telemetry.refused("key")
+                found = "missing" if presented is None else "not one of this service's keys"
+                raise Problem(
+                    401,
+                    f"the header X-API-Key is {found}, expected a key; ask the operator of this service for one",
+                    headers={"WWW-Authenticate": 'ApiKey realm="augray"'},
+                )
+            request.state.key = key.name
+            if scope not in key.scopes:
+                self.telemetry.refused("scope", key.name)
                 raise Problem(
                     403,
-                    "this service has no API keys and therefore answers its own host only; its operator can start it "
-                    "with api_keys=FILE, or with allow_anonymous=true to serve everybody",
+                    f"the key {key.name} may {' and '.join(sorted(key.scopes))}, expected one that may {scope}; "
+                    "ask the operator of this service",
                 )
+            return key
 
-        return gate
-
-    header = APIKeyHeader(name="X-API-Key", auto_error=False)
-
-    async def gate_with_keys(key: Annotated[str | None, Security(header)]) -> None:
-        if key is None or not is_valid_key(key, digests):
-            found = "missing" if key is None else "not one of this service's keys"
-            raise Problem(
-                401,
-                f"the header X-API-Key is {found}, expected a key; ask the operator of this service for one",
-                headers={"WWW-Authenticate": 'ApiKey realm="augray"'},
-            )
-
-    return gate_with_keys
+        return with_key
 
 
 class BodyLimit:
-    """ASGI middleware: a body above `max_bytes` ends as 413 before anything parses it."""
+    """ASGI middleware: a body that is too large or too slow ends as 413 or 408 before anything parses it.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    Args:
+        max_bytes: of a request's body; max_upload_bytes: of those to paths in `UPLOADS`.
+        timeout_s: in which it must have come.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_upload_bytes: int, timeout_s: float) -> None:
+        self.app, self.max_bytes, self.max_upload_bytes, self.timeout_s = app, max_bytes, max_upload_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            problem = Problem(408, f"the body did not come in {self.timeout_s:g} s; send it faster, or less")
+        except Problem as error:
+            problem = error
+        else:
+            if body is None:
+                return  # the client went away
+            unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Message:
+                return unread.pop() if unread else await receive()
+
+            await self.app(scope, replay, send)
+            return
+        # What was not read is in the way of the next request on this connection.
+        problem.headers = (problem.headers or {}) | {"Connection": "close"}
+        await problem.response(str(scope.get("state", {}).get("request_id", "")))(scope, receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body; None when the client went away. Raises Problem when it is too large."""
+        limit = self.max_upload_bytes if scope["path"] in UPLOADS else self.max_bytes
         body = bytearray()
         more = True
         while more:  # Content-Length is a claim; the bytes are counted
             message = await receive()
             if message["type"] != "http.request":
-                return  # the client went away
+                return None
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.max_bytes:
-                problem = Problem(
-                    413, f"the body has more than {self.max_bytes} bytes, expected fewer; ask for less in one request"
-                )
-                await problem.response()(scope, receive, send)
-                return
-        unread = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return unread.pop() if unread else await receive()
-
-        await self.app(scope, replay, send)
+            if len(body) > limit:
+                raise Problem(413, f"the body has more than {limit} bytes, expected fewer; send less in one request")
+        return bytes(body)
 
 
 class SecureHeaders:

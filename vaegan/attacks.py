@@ -5,14 +5,14 @@ images the model treats like its training images; `vaegan.metrics.privacy` asks 
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaegan.images import to_tensor
+from vaegan.anomaly import each_error, read, score_in_passes
 from vaegan.latents import prior
-from vaegan.losses import kl_divergence, reconstruction
 from vaegan.networks import Networks
 from vaegan.sampler import CHUNK, Sampler
 from vaegan.shards import Images
@@ -21,7 +21,6 @@ DRAWS = 4
 SEED = 3_000_017
 
 
-@torch.inference_mode()
 def attack_scores(sampler: Sampler, images: Images, *, draws: int = DRAWS, seed: int = SEED) -> dict[str, np.ndarray]:
     """Name of each attack that the model's networks allow, to its scores (N,), float64.
 
@@ -37,41 +36,23 @@ def attack_scores(sampler: Sampler, images: Images, *, draws: int = DRAWS, seed:
     Args:
         images: real images with labels over the model's classes (any where it is unconditional).
     """
-    found: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(images), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(images)))
-        padded = np.resize(rows, CHUNK)
-        x = to_tensor(images.pixels[padded]).to(sampler.device)
-        labels = torch.from_numpy(images.labels[padded].astype(np.float32)).to(sampler.device)
-        scores = _scores(sampler.networks, x, sampler.networks.condition(labels), draws, seed)
-        for name, values in scores:
-            found.setdefault(name, []).append(values[: len(rows)].double().cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    score = partial(_scores, draws=draws, seed=seed)
+    return score_in_passes(sampler, images.pixels, images.labels, score, CHUNK)
 
 
-def _scores(networks: Networks, x: Tensor, labels: Tensor, draws: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _scores(networks: Networks, x: Tensor, labels: Tensor, *, draws: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Attack name and scores (N,) of images x (N, C, H, W) in [-1, 1], for one batch."""
-    features = None
-    if networks.discriminator is not None:
-        logits, features = networks.discriminator(x, labels)
-        yield "discriminator", logits
     if networks.encoder is None:
+        assert networks.discriminator is not None
+        yield "discriminator", networks.discriminator(x, labels)[0]
         return
-    mu, log_var = networks.encoder(x, labels)
-    x_recon = networks.decoder(mu, labels)
-    yield "reconstruction", -_each(x_recon, x)
-    noise = prior(seed, np.arange(draws), mu.shape[1])
-    errors = [
-        _each(networks.decoder(mu + (0.5 * log_var).exp() * torch.from_numpy(row).to(mu), labels), x) for row in noise
-    ]
-    divergence = torch.stack([kl_divergence(*rows) for rows in zip(mu.split(1), log_var.split(1), strict=True)])
-    yield "elbo", -(torch.stack(errors).mean(dim=0) + divergence)
-    if networks.discriminator is not None and features is not None:
-        _, features_recon = networks.discriminator(x_recon, labels)
-        yield "features", -_each(features_recon, features, num_pixels=x[0].numel())
-
-
-def _each(recon: Tensor, target: Tensor, num_pixels: int | None = None) -> Tensor:
-    """`losses.reconstruction` of each row: (N,), in nats per image."""
-    count = num_pixels or target[0].numel()
-    return torch.stack([reconstruction(a, b, count) for a, b in zip(recon.split(1), target.split(1), strict=True)])
+    found = read(networks, x, labels)
+    if found.logits is not None:
+        yield "discriminator", found.logits
+    yield "reconstruction", -found.pixels
+    stds = (0.5 * found.log_var).exp()
+    noise = torch.from_numpy(prior(seed, np.arange(draws), found.mu.shape[1])).to(found.mu)
+    errors = [each_error(networks.decoder(found.mu + stds * row, labels), x) for row in noise]
+    yield "elbo", -(torch.stack(errors).mean(dim=0) + found.kl)
+    if found.features is not None:
+        yield "features", -found.features

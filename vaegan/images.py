@@ -22,6 +22,10 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes of PNG can unpack to gigabytes."""
 
 
+class TooManyPixels(UserError):
+    """An image larger than what is taken."""
+
+
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A CPU tensor on a device. To a GPU it goes through pinned memory: this process need not wait for the copy."""
     if torch.device(device).type == "cuda":
@@ -41,7 +45,13 @@ def to_pixels(x: Tensor) -> np.ndarray:
     return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def decode(data: bytes, *, constant: bool = False) -> np.ndarray:
+def decode(
+    data: bytes,
+    *,
+    constant: bool = False,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Any image file that Pillow reads to uint8 (H, W, C), C = 1 for grey and 3 for everything else.
 
     16-bit and float images are scaled by their own range: the darkest pixel becomes 0, the brightest 255.
@@ -49,12 +59,15 @@ def decode(data: bytes, *, constant: bool = False) -> np.ndarray:
     Args:
         constant: whether an image of one value is taken. A film of one value is no film; a generator's image of one
             value must be measured.
+        formats: Pillow's names of the file formats that are taken, all of them by default. What strangers send should
+            not reach every decoder that Pillow has.
+        max_pixels: larger images are refused before their pixels are decoded.
 
     Raises:
         UserError: the bytes are empty, cut short, no image, too large, not finite or (unless `constant`) of one value;
             the message is the bare reason, for the caller to put beside the file's name.
     """
-    with _opened(data) as image:
+    with _opened(data, formats, max_pixels) as image:
         image.load()  # opening reads only the header; a truncated file fails here
         array = _grey_or_rgb(image)
     return check_pixels(array, constant=constant)
@@ -80,19 +93,19 @@ def inspect(data: bytes) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def _opened(data: bytes, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """Pillow's image, whose complaints become sentences, those while it is in use too."""
     if not data:
         raise UserError("the file is empty")
     try:
-        with _QUIET, Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+        with _QUIET, Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > max_pixels:
+                raise TooManyPixels(f"{image.width}x{image.height} pixels are more than {max_pixels}")
             yield image
     except UnidentifiedImageError:
         raise UserError("not an image in a format that can be read") from None
     except Image.DecompressionBombError:
-        raise UserError(f"more than {MAX_PIXELS} pixels") from None
+        raise TooManyPixels(f"more than {max_pixels} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, UserError):
             raise

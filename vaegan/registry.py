@@ -10,6 +10,7 @@ from cluster.storage import atomic_directory, atomic_file, file_sha256, read_jso
 from vaegan.checkpoint import MODEL_JSON, is_model, read_info
 
 SUMS = "SHA256SUMS"
+CURRENT = "CURRENT"  # beside a model's versions: the one that a request without a version gets, unless it is the newest
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names and versions become addresses and folders: no slashes, no leading dot."""
 
@@ -45,18 +46,39 @@ class Registry:
         return [ModelEntry(path.parent.name, path.name, path) for path in found]
 
     def resolve(self, name: str, version: str | None = None) -> ModelEntry:
-        """The model of that name and version; without a version the newest.
+        """The model of that name and version; without a version the current one: the newest, or what was chosen.
 
         Raises:
             UserError: there is none; the message lists what there is.
         """
         models = self.models()
+        version = version or self.chosen(name)
         found = [entry for entry in models if entry.name == name and version in (None, entry.version)]
         if not found:
             wanted = name if version is None else f"{name}/{version}"
             there = ", ".join(f"{entry.name}/{entry.version}" for entry in models) or "nothing"
             raise UserError(f"no model {wanted} in the registry: it has {there}")
         return found[-1]
+
+    def chosen(self, name: str) -> str | None:
+        """The version of a model that was chosen as its current one; None where that is simply the newest."""
+        try:
+            return (self.root / name / CURRENT).read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def choose(self, name: str, version: str | None) -> None:
+        """Make a version of a model its current one, whatever is published later; None for the newest again.
+
+        Raises:
+            UserError: there is no such version.
+        """
+        if version is None:
+            (self.root / name / CURRENT).unlink(missing_ok=True)
+            return
+        entry = self.resolve(name, version)
+        with atomic_file(self.root / entry.name / CURRENT) as temporary:
+            temporary.write_text(f"{entry.version}\n", encoding="utf-8")
 
     def verify(self, entry: ModelEntry) -> None:
         """Compare a model's files with their sums.

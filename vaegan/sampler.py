@@ -12,7 +12,7 @@ from vaegan import latents
 from vaegan.checkpoint import ModelInfo, read_model
 from vaegan.images import to_pixels, to_tensor
 from vaegan.latents import Mixture
-from vaegan.networks import Networks
+from vaegan.networks import FEW_ROWS, Encoder, Networks
 from vaegan.shards import Images
 
 CHUNK = 64  # images decoded at a time: enough to keep a core busy, little enough to stay in its cache
@@ -54,15 +54,28 @@ class Sampler:
             )
         return np.tile(np.array([name in classes for name in known], dtype=np.uint8), (count, 1))
 
-    def address(self, labels: np.ndarray, seed: int, index: int, latent: str = "prior", truncation: float = 1.0) -> str:
+    def address(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        index: int,
+        latent: str = "prior",
+        truncation: float = 1.0,
+        *,
+        to: tuple[int, int] | None = None,
+        at: float | None = None,
+    ) -> str:
         """The address of one image as a string: NAME/VERSION/CLASSES/SEED/INDEX, classes joined by "+", or "none".
 
-        Another latent source than the prior, or a truncation, makes another image, and follows as a query.
+        Whatever else makes another image follows as a query: another latent source than the prior, a truncation, and
+        for an image on the way to another address the (seed, index) that it leads `to` and `at` which fraction it is.
         """
         names = "+".join(name for name, on in zip(self.info.classes, labels, strict=True) if on)
-        query = ([f"latent={latent}"] if latent != "prior" else []) + (
-            [f"truncation={float(truncation)!r}"] if truncation != 1 else []
-        )
+        query = [f"latent={latent}"] if latent != "prior" else []
+        query += [f"truncation={float(truncation)!r}"] if truncation != 1 else []
+        assert (to is None) == (at is None), (to, at)
+        if to is not None and at is not None:
+            query += [f"to={to[0]}/{to[1]}", f"at={float(at) + 0.0!r}"]  # + 0.0: -0 is the same place as 0
         suffix = "?" + "&".join(query) if query else ""
         return f"{self.info.address_prefix}/{names or 'none'}/{seed}/{index}{suffix}"
 
@@ -98,6 +111,27 @@ class Sampler:
             rows = np.flatnonzero(component == number)
             z[rows] = self.mixtures[int(number)].sample(seeds[rows], np.asarray(index)[rows], truncation)
         return z
+
+    def latents_between(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        index: int,
+        to: tuple[int, int],
+        at: np.ndarray,
+        latent: str = "prior",
+        truncation: float = 1.0,
+    ) -> np.ndarray:
+        """z (N, D), float32, at fractions `at` (N,) of the way between two addresses; see `interpolate`."""
+        at = np.asarray(at, dtype=np.float64)
+        outside = at[~((at >= 0) & (at <= 1))]
+        if len(outside):
+            raise UserError(f"a point at {outside[0]} of the way between two images: expected a fraction from 0 to 1")
+        ends = self.latents(
+            np.tile(labels, (2, 1)), np.array([seed, to[0]]), np.array([index, to[1]]), latent, truncation
+        )
+        start, end = (np.tile(row, (len(at), 1)) for row in ends)
+        return latents.interpolate(start, end, at, spherical=latent == "prior")
 
     def _mixture_of(self, labels: np.ndarray) -> np.ndarray:
         """Which mixture serves each row: its class's if it has one class with a mixture, else that of all images."""
@@ -148,13 +182,20 @@ class Sampler:
         if self.networks.encoder is None:
             raise UserError(f"model {self.info.address_prefix} is a {self.info.kind} and has no encoder")
         parts = [
-            self.networks.encoder(
-                to_tensor(pixels[at : at + CHUNK]).to(self.device), self._tensor(labels[at : at + CHUNK])
-            )
+            self._posterior(self.networks.encoder, pixels[at : at + CHUNK], labels[at : at + CHUNK])
             for at in range(0, len(pixels), CHUNK)
         ]
         mu, log_var = (torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True))
         return mu, log_var
+
+    def _posterior(self, encoder: Encoder, pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of a batch; few rows are padded, so that their bytes don't depend on how many.
+
+        The decoder does so itself; why it is needed stands in `Decoder._project`.
+        """
+        rows = np.resize(np.arange(len(pixels)), max(len(pixels), FEW_ROWS))
+        mu, log_var = encoder(to_tensor(pixels[rows]).to(self.device), self._tensor(labels[rows]))
+        return mu[: len(pixels)], log_var[: len(pixels)]
 
     def reconstruct(self, pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Images decoded again from the means of their posteriors, uint8 (N, H, W, C)."""
@@ -167,6 +208,41 @@ class Sampler:
         index = np.arange(start, start + len(labels), dtype=np.int64)
         pixels = self(labels, seed, index, latent=latent, truncation=truncation)
         address = [self.address(row, seed, int(i), latent, truncation) for row, i in zip(labels, index, strict=True)]
+        return self.rows(pixels, labels, address, seed, index)
+
+    def interpolate(
+        self,
+        labels: np.ndarray,
+        seed: int,
+        index: int,
+        to: tuple[int, int],
+        at: np.ndarray,
+        *,
+        latent: str = "prior",
+        truncation: float = 1.0,
+    ) -> Images:
+        """Images on the way from (seed, index) to another (seed, index) of the same labels, rows like `sample`'s.
+
+        At 0 and 1 they are the two addresses' own images. Latents of the prior move along an arc, those of the mixture
+        straight: its components are not centred at 0. The columns seed and index are those of the start.
+
+        Args:
+            labels: multi-hot (K,).
+            at: fractions of the way (N,), from 0 to 1.
+
+        Raises:
+            UserError: a fraction, seed, index, latent source or truncation out of range.
+        """
+        at = np.asarray(at, dtype=np.float64)
+        rows = np.tile(labels, (len(at), 1))
+        pixels = self.decode(self.latents_between(labels, seed, index, to, at, latent, truncation), rows)
+        address = [self.address(labels, seed, index, latent, truncation, to=to, at=float(value)) for value in at]
+        return self.rows(pixels, rows, address, seed, np.full(len(at), index, dtype=np.int64))
+
+    def rows(
+        self, pixels: np.ndarray, labels: np.ndarray, address: Sequence[str], seed: int, index: np.ndarray
+    ) -> Images:
+        """Images of one seed as rows of a dataset: pixels (N, H, W, C), labels (N, K), address and index (N,)."""
         column = lambda value: np.array([value] * len(labels), dtype=object)  # noqa: E731
         return Images(
             pixels,

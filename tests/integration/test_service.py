@@ -1,11 +1,14 @@
 """The service under Ray Serve, over HTTP: the same images as in process, from either command line."""
 
+import hashlib
 import io
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +23,23 @@ import yaml
 from PIL import Image
 
 from cluster.session import free_port
-from serve.client import Client
+from serve.client import Client, Retry
 from vaegan.registry import Registry
 from vaegan.sampler import Sampler
 from vaegan.shards import from_table
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
-KEY = "a-key-for-the-integration-test"
+KEY, LIMITED = "a-key-for-the-integration-test", "a-key-with-a-quota-of-its-own"
+KEYS = """
+[keys.operator]
+sha256 = "{operator}"
+scopes = ["sample", "reconstruct", "operate"]
+
+[keys.limited]
+sha256 = "{limited}"
+images_per_day = 40
+"""
 START_TIMEOUT_S = 240  # seconds on an idle machine, minutes on a crowded one
 
 
@@ -82,17 +94,27 @@ def is_ready(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def url(registry, tmp_path_factory) -> Iterator[str]:
-    """A service with a key, started by our own command line."""
+def service(registry, tmp_path_factory) -> Iterator[tuple[str, int, subprocess.Popen]]:
+    """Two replicas with keys, started by our own command line: URL, the replicas' own port, the process."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "keys").write_text(KEY)
-    port = free_port()
+    digests = {
+        name: hashlib.sha256(key.encode()).hexdigest() for name, key in (("operator", KEY), ("limited", LIMITED))
+    }
+    (folder / "keys.toml").write_text(KEYS.format(**digests))
+    port, direct = free_port(), free_port()
     command = [sys.executable, "-m", "serve.app", "--registry", str(registry), "--port", str(port)]
-    command += ["--api-keys", str(folder / "keys"), "--max-waiting", "4", "--cluster.num-cpus", "2"]
+    command += ["--api-keys", str(folder / "keys.toml"), "--max-waiting", "4", "--cluster.num-cpus", "2"]
+    command += ["--num-replicas", "2", "--direct-port", str(direct), "--state", str(folder / "state")]
+    command += ["--refresh-s", "0.5"]
     with running(command, f"http://127.0.0.1:{port}", folder / "log") as process:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", direct, process
     assert process.returncode == 0
     assert "stopped" in (folder / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def url(service) -> str:
+    return service[0]
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +160,120 @@ def test_a_request_without_a_key_or_with_a_bad_body_is_a_problem(http, url):
         assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
 
+def test_an_address_is_the_same_bytes_from_every_replica_and_by_either_port(url, service, expected):
+    path = "/v1/models/chest/1/images/effusion/5/3.png"
+    headers = {"X-API-Key": KEY, "Connection": "close"}  # the kernel shares out connections, not requests
+    bodies = set()
+    for base in (url, f"http://127.0.0.1:{service[1]}"):
+        for _ in range(30):
+            answer = httpx.get(base + path, headers=headers)
+            bodies.add(answer.content)
+            assert len(answer.headers.get_list("x-request-id")) == 1
+    (body,) = bodies
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(body))), expected(4, 5).pixels[3, :, :, 0])
+    pattern = re.compile(r'^augray_images_total\{format="png",.*replica="(\w+)".*\} (\d+)', re.MULTILINE)
+    deadline = time.monotonic() + 60
+    while True:  # a replica tells the others of its numbers every few seconds
+        counts = {replica: int(n) for replica, n in pattern.findall(httpx.get(f"{url}/metrics", headers=headers).text)}
+        if sum(counts.values()) >= 60:
+            break
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.5)
+    assert len(counts) == 2  # both took part, and either tells of both
+
+
+def test_a_quota_is_one_for_all_replicas(url, service):
+    body = {"model": "chest", "class": "normal", "count": 4}
+    headers = {"X-API-Key": LIMITED, "Connection": "close"}
+    answers = [
+        httpx.post(f"http://127.0.0.1:{service[1]}/v1/samples", json=body, headers=headers).status_code
+        for _ in range(14)
+    ]
+    assert sorted(answers) == [200] * 10 + [429] * 4
+
+
+def test_a_version_comes_and_goes_back_under_load_without_a_lost_request(url, registry):
+    """Published, current, and back to the one before, while clients without retries go on asking."""
+    publish = runpy.run_path(str(ROOT / "tests" / "serve" / "untrained.py"))["publish_untrained"]
+    body = {"model": "chest", "class": "normal"}
+    versions: list[str] = []
+    end = threading.Event()
+
+    def ask(_: int) -> list[int]:
+        statuses = []
+        with httpx.Client(base_url=url, headers={"X-API-Key": KEY}, timeout=60) as client:
+            while not end.is_set():
+                answer = client.post("/v1/samples", json=body)
+                statuses.append(answer.status_code)
+                versions.append(answer.headers.get("x-augray-version", ""))
+        return statuses
+
+    def until(version: str) -> None:
+        deadline = time.monotonic() + 120
+        while versions[-8:] != [version] * 8:
+            assert time.monotonic() < deadline, versions[-20:]
+            time.sleep(0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask, i) for i in range(2)]
+        try:
+            until("1")
+            publish(registry, "chest/2", ("normal", "effusion"), seed=7)
+            until("2")
+            Registry(registry).choose("chest", "1")
+            until("1")
+        finally:
+            end.set()
+            Registry(registry).choose("chest", "1")
+        assert {status for future in asking for status in future.result()} == {200}
+
+
+def replicas(process: subprocess.Popen) -> list[int]:
+    """Process ids of the service's replicas: descendants of the command, by the title that Ray gives them."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_text()
+        except (OSError, ValueError):
+            continue  # it has ended meanwhile
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents and pid != process.pid:
+            pid = parents[pid]
+        return pid == process.pid
+
+    return [pid for pid, title in titles.items() if "ServeReplica:augray:SamplingService" in title and is_ours(pid)]
+
+
+def test_a_replica_killed_under_load_costs_the_clients_nothing_but_retries(url, service, expected):
+    killed = replicas(service[2])
+    assert len(killed) == 2
+    end = threading.Event()
+
+    def ask(seed: int) -> int:
+        count = 0
+        with Client(url, api_key=KEY, retry=Retry(attempts=30)) as client:
+            while not (end.is_set() and count):
+                images = client.samples("chest", "effusion", count=64, seed=seed, version="1")
+                np.testing.assert_array_equal(images.pixels, expected(64, seed).pixels)
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask, seed) for seed in range(3)]
+        try:
+            time.sleep(1)
+            os.kill(killed[0], signal.SIGKILL)
+            deadline = time.monotonic() + 120
+            while len(set(replicas(service[2])) - set(killed)) < 1:  # Serve has put another in its place
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        finally:
+            end.set()
+        assert all(future.result() >= 1 for future in asking)
+
+
 def test_the_page_and_a_cached_address_come_through(http):
     assert "Synthetic" in http.get("/").text
     assert http.get("/static/page.js").status_code == 200
@@ -156,7 +292,7 @@ def test_more_requests_than_the_service_takes_get_503_and_the_clients_retries_ge
     assert int(refused.headers["retry-after"]) >= 1
 
     def ask(seed: int) -> np.ndarray:
-        with Client(url, api_key=KEY, retries=20) as client:
+        with Client(url, api_key=KEY, retry=Retry(attempts=21)) as client:
             return client.samples("chest", "effusion", count=64, seed=seed).pixels
 
     with ThreadPoolExecutor(8) as pool:

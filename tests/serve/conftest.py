@@ -1,17 +1,21 @@
 """A registry of small untrained models, and the application over it, called without a network."""
 
 import asyncio
+import hashlib
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
-from fastapi import FastAPI
 
-from serve.api import ServiceConfig, make_api
-from serve.catalog import Catalog
+from serve.access.keyfile import Key, Keys
+from serve.api import make_api
+from serve.backend import Backend
+from serve.config import ServiceConfig
+from vaegan.images import encode_png
 
 # By path: what a test module may import depends on how pytest was started.
 publish_untrained = runpy.run_path(str(Path(__file__).with_name("untrained.py")))["publish_untrained"]
@@ -28,16 +32,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def catalog(registry: Path) -> Catalog:
-    return Catalog.load(registry)
-
-
 class Service:
     """An application called in process, by a synchronous client such as tests like to write."""
 
-    def __init__(self, api: FastAPI, peer: str = "127.0.0.1", raise_app_exceptions: bool = True) -> None:
-        self._transport = httpx.ASGITransport(api, raise_app_exceptions, client=(peer, 50000))
+    def __init__(self, backend: Backend, peer: str = "127.0.0.1", raise_app_exceptions: bool = True) -> None:
+        self.backend = backend
+        asyncio.run(backend.catalog.warm_up())
+        self._transport = httpx.ASGITransport(make_api(backend), raise_app_exceptions, client=(peer, 50000))
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
@@ -49,33 +50,69 @@ class Service:
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.request("GET", path, **options)
 
+    def upload(self, path: str, data: bytes, media_type: str = "image/png", **options: Any) -> httpx.Response:
+        headers = {"Content-Type": media_type} | options.pop("headers", {})
+        return self.request("POST", path, content=data, headers=headers, **options)
+
     def post(self, json: Any = None, accept: str | None = None, **options: Any) -> httpx.Response:
         headers = {"Accept": accept} if accept else {}
         body = {} if json is None else {"json": json}
         return self.request("POST", "/v1/samples", headers=headers, **body, **options)
 
 
-@pytest.fixture
-def config(registry: Path) -> ServiceConfig:
-    return ServiceConfig(registry=registry)
+KEY = "augray_a-key-for-tests-only"
 
 
-@pytest.fixture
-def service(catalog: Catalog, config: ServiceConfig) -> Service:
-    return Service(make_api(catalog, config))
+def key(name: str = "lab", secret: str = KEY, **about: Any) -> Key:
+    """A key of the service as its file would give it."""
+    return Key(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), **about)
 
 
-@pytest.fixture
-def service_of(catalog: Catalog) -> Callable[..., Service]:
-    """A service over the same models with other options."""
+@pytest.fixture(scope="session")
+def backends() -> Iterator[list[Backend]]:
+    made: list[Backend] = []
+    yield made
+    for backend in made:
+        asyncio.run(backend.stop())
 
-    def build(*, peer: str = "127.0.0.1", keys: frozenset[str] | None = None, **options: Any) -> Service:
-        return Service(make_api(catalog, ServiceConfig(registry=Path("unused"), **options), keys), peer)
+
+@pytest.fixture(scope="session")
+def service_of(registry: Path, backends: list[Backend]) -> Callable[..., Service]:
+    """A service over the untrained models, or over another registry, with options of its config."""
+
+    def build(
+        *,
+        peer: str = "127.0.0.1",
+        keys: Sequence[Key] | None = None,
+        raise_app_exceptions: bool = True,
+        **options: Any,
+    ) -> Service:
+        config = ServiceConfig(**{"registry": registry, **options})
+        backends.append(Backend(config, None if keys is None else Keys(tuple(keys))))
+        return Service(backends[-1], peer, raise_app_exceptions)
 
     return build
 
 
-@pytest.fixture
-def service_class(config: ServiceConfig) -> Callable[..., Service]:
-    """A service over another catalog."""
-    return lambda catalog, **options: Service(make_api(catalog, config), **options)
+@pytest.fixture(scope="session")
+def service(service_of: Callable[..., Service]) -> Service:
+    return service_of()
+
+
+@pytest.fixture(scope="session")
+def make_key() -> Callable[..., Key]:
+    return key
+
+
+@pytest.fixture(scope="session")
+def film_pixels() -> np.ndarray:
+    """Something like a film, uint8 (32, 32, 1)."""
+    y, x = np.mgrid[:32, :32] / 31
+    shade = 120 + 60 * np.sin(6 * x) * np.cos(4 * y) + 20 * np.random.default_rng(5).normal(size=(32, 32))
+    return shade.clip(0, 255).astype(np.uint8)[:, :, None]
+
+
+@pytest.fixture(scope="session")
+def film(film_pixels: np.ndarray) -> bytes:
+    """The same as a PNG file."""
+    return encode_png(film_pixels)

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from serve.catalog import Catalog
+from vaegan.sampler import Sampler
 
 GOOD = {"model": "chest", "class": "normal"}
 BAD_BODIES = {
-    "a count of 10^9": (GOOD | {"count": 10**9}, 422, "count is 1000000000, expected an integer from 1 to 1024"),
+    "a count of 10^9": (GOOD | {"count": 10**9}, 422, "count is 1000000000, expected an integer from 1 to 100000"),
     "a count of 0": (GOOD | {"count": 0}, 422, "count is 0"),
     "a count with 400 digits": (GOOD | {"count": 10**400}, 422, "count"),
     "a negative seed": (GOOD | {"seed": -1}, 422, "seed is -1, expected an integer from 0"),
@@ -133,6 +133,7 @@ def check_problem(answer, status):
     problem = answer.json()
     assert problem["status"] == status
     assert problem["title"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
     assert 20 < len(problem["detail"]) < 400
     assert "\n" not in problem["detail"]
     assert "Traceback" not in answer.text
@@ -176,13 +177,11 @@ def damaged(kind, folder):
 @pytest.mark.parametrize(
     "kind", ["json cut short", "weights changed", "card gone", "a pickle named as weights", "renamed"]
 )
-def test_a_damaged_model_is_listed_as_unavailable_and_the_others_answer(
-    registry, tmp_path, service_class, kind, caplog
-):
+def test_a_damaged_model_is_listed_as_unavailable_and_the_others_answer(registry, tmp_path, service_of, kind, caplog):
     root = shutil.copytree(registry, tmp_path / "registry")
     damaged(kind, root / "chest" / "2")
     version = "3" if kind == "renamed" else "2"
-    service = service_class(Catalog.load(root))
+    service = service_of(registry=root)
     ready = service.get("/readyz")
     assert ready.status_code == 200
     assert ready.json()["unavailable"] == [f"chest/{version}"]
@@ -196,19 +195,19 @@ def test_a_damaged_model_is_listed_as_unavailable_and_the_others_answer(
     assert listed[f"chest/{version}"] is False
 
 
-def test_a_service_without_a_usable_model_is_alive_but_not_ready(registry, tmp_path, service_class):
+def test_a_service_without_a_usable_model_is_alive_but_not_ready(registry, tmp_path, service_of):
     root = tmp_path / "registry"
     shutil.copytree(registry / "plain", root / "plain")
     damaged("json cut short", root / "plain" / "1")
-    service = service_class(Catalog.load(root))
+    service = service_of(registry=root)
     assert service.get("/healthz").status_code == 200
     check_problem(service.get("/readyz"), 503)
     check_problem(service.post({"model": "plain"}), 503)
 
 
-def test_an_unforeseen_failure_is_a_problem_without_its_reason(catalog, service_class, monkeypatch, caplog):
-    service = service_class(catalog, raise_app_exceptions=False)
-    monkeypatch.setattr(type(catalog.models[0].sampler), "sample", lambda *a, **k: 1 / 0)
+def test_an_unforeseen_failure_is_a_problem_without_its_reason(service_of, monkeypatch, caplog):
+    service = service_of(raise_app_exceptions=False)
+    monkeypatch.setattr(Sampler, "decode", lambda *a, **k: 1 / 0)
     answer = service.post(GOOD)
     check_problem(answer, 500)
     assert "ZeroDivisionError" in caplog.text

@@ -1,20 +1,20 @@
-import asyncio
 import io
 import zipfile
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from serve import formats
-from serve.problems import Problem
-from serve.workbench import CHUNK, Workbench
+from serve.batching import BATCH
 from vaegan.registry import Registry
 from vaegan.sampler import Sampler
 from vaegan.shards import from_table
 
 NPZ, PARQUET, ZIP = "application/x-npz", "application/vnd.apache.parquet", "application/zip"
+ARROW = "application/vnd.apache.arrow.stream"
 
 
 def png_pixels(data: bytes) -> np.ndarray:
@@ -30,15 +30,16 @@ def expected(sampler, classes, count, seed, start=0, **options):
     return sampler.sample(sampler.labels_of(classes, count), seed, start, **options)
 
 
-@pytest.mark.parametrize("accept", [ZIP, NPZ, PARQUET])
+@pytest.mark.parametrize("accept", [ZIP, NPZ, PARQUET, ARROW])
 def test_every_format_holds_the_images_that_the_sampler_makes_in_process(service, sampler, accept):
-    count = CHUNK + 3  # more than one chunk
+    count = 10 * BATCH + 3  # more than one forward pass, and more than one row group
     body = {"model": "chest", "class": "effusion", "count": count, "seed": 11, "start": 5}
     answer = service.post(body, accept)
     assert (answer.status_code, answer.headers["content-type"]) == (200, accept)
     images = expected(sampler, ["effusion"], count, 11, 5)
-    if accept == PARQUET:
-        found = from_table(pq.read_table(io.BytesIO(answer.content)))
+    if accept in (PARQUET, ARROW):
+        stream = io.BytesIO(answer.content)
+        found = from_table(pq.read_table(stream) if accept == PARQUET else pa.ipc.open_stream(stream).read_all())
         assert list(found.image_id) == list(images.image_id)
         assert set(found.source) == {"synthetic"}
         np.testing.assert_array_equal(found.labels, images.labels)
@@ -75,7 +76,7 @@ def test_an_address_is_the_same_bytes_alone_in_a_large_request_and_as_a_url(serv
     assert alone == together == service.get("/v1/models/chest/2/images/normal/8/40.png").content
 
 
-@pytest.mark.parametrize("accept", [ZIP, NPZ, PARQUET])
+@pytest.mark.parametrize("accept", [ZIP, NPZ, PARQUET, ARROW])
 def test_the_same_request_gives_the_same_bytes(service, accept):
     body = {"model": "findings", "labels": ["Mass"], "count": 3, "seed": 1}
     assert service.post(body, accept).content == service.post(body, accept).content
@@ -151,95 +152,10 @@ def test_head_has_the_headers_of_get(service):
     assert head.headers["content-length"] == get.headers["content-length"]
 
 
-@pytest.mark.parametrize(
-    ("accept", "count", "name"),
-    [
-        (None, 1, "png"),
-        (None, 2, "zip"),
-        ("*/*", 1, "png"),
-        ("text/html, */*;q=0.1", 2, "zip"),
-        ("application/*", 1, "zip"),
-        ("image/*", 1, "png"),
-        (NPZ, 1, "npz"),
-        (f"{ZIP};q=0.2, {PARQUET};q=0.9, {NPZ};q=0.5", 2, "parquet"),
-        (f"*/*, {ZIP};q=0", 2, "npz"),
-        ("APPLICATION/X-NPZ", 2, "npz"),
-        (f"image/png, {NPZ};q=0.1", 2, "npz"),
-    ],
-)
-def test_the_accept_header_chooses_the_format(accept, count, name):
-    assert formats.negotiate(accept, count).name == name
-
-
-@pytest.mark.parametrize(
-    "accept", ["text/html", "image/png;q=0", "*/*;q=0", "nonsense", "image/jpeg, text/*", "*/*;q=x"]
-)
-def test_an_accept_header_that_nothing_meets_is_406(accept):
-    with pytest.raises(Problem) as caught:
-        formats.negotiate(accept, 1)
-    assert caught.value.status == 406
-
-
 def test_several_images_as_one_png_are_refused_with_the_alternatives(service):
     answer = service.post({"model": "chest", "class": "normal", "count": 2}, "image/png")
     assert answer.status_code == 406
     assert ZIP in answer.json()["detail"]
-
-
-def test_a_full_service_answers_503_with_a_time_and_recovers(catalog, config):
-    """Two requests are held on the bench; a third is turned away while the health check is answered."""
-
-    async def scenario() -> None:
-        bench = Workbench(max_waiting=2)
-        release = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def slow(offset: int, size: int) -> bytes:
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(timeout=10)
-            return b"x" * size
-
-        held = [asyncio.create_task(bench.run(slow, 40, b"".join)) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(Problem) as caught:
-            await bench.run(slow, 1, b"".join)
-        assert caught.value.status == 503
-        assert 1 <= int(caught.value.headers["Retry-After"]) <= 120
-        release.set()
-        assert [len(body) for body in await asyncio.gather(*held)] == [40, 40]
-        assert (bench.requests, bench.images) == (0, 0)
-        assert await bench.run(slow, 1, b"".join) == b"x"
-
-    asyncio.run(scenario())
-
-
-def test_a_cancelled_request_frees_its_place():
-    async def scenario() -> None:
-        bench = Workbench(max_waiting=1)
-        task = asyncio.create_task(bench.run(lambda offset, size: b"", 1000, b"".join))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert (bench.requests, bench.images) == (0, 0)
-
-    asyncio.run(scenario())
-
-
-def test_a_large_request_lets_a_small_one_in_between():
-    async def scenario() -> list[str]:
-        bench, order = Workbench(max_waiting=8), []
-
-        def make(name: str):
-            return lambda offset, size: order.append(name)
-
-        large = asyncio.create_task(bench.run(make("large"), 20 * CHUNK, lambda parts: b""))
-        await asyncio.sleep(0)
-        await bench.run(make("small"), 1, lambda parts: b"")
-        await large
-        return order
-
-    order = asyncio.run(scenario())
-    assert order.index("small") < 3
 
 
 def test_openapi_examples_run_and_all_paths_are_described(service):

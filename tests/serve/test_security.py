@@ -3,53 +3,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import UserError
-from serve.security import is_loopback, read_keys
+from serve.access.keyfile import Key
+from serve.security import is_loopback
 
 KEY, OTHER = "k" * 24, "an-other-key-of-enough-letters"
-DIGESTS = frozenset({hashlib.sha256(KEY.encode()).hexdigest()})
+KEYS = (Key(name="lab", sha256=hashlib.sha256(KEY.encode()).hexdigest()),)
 V1 = ["/v1/models", "/v1/models/chest/2", "/v1/models/chest/2/card", "/v1/models/chest/2/images/normal/1/0.png"]
 OPEN = ["/", "/healthz", "/readyz", "/openapi.json", "/static/page.js"]
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
-
-
-def test_keys_are_read_as_they_are_or_as_digests(tmp_path):
-    digest = hashlib.sha256(OTHER.encode()).hexdigest()
-    keys = read_keys(write(tmp_path / "keys", f"# for the lab\n\n  {KEY}\nsha256:{digest.upper()}\n"))
-    assert keys == DIGESTS | {digest}
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "no key in"),
-        ("# nothing\n", "no key in"),
-        ("short\n", "line 1 of .* has 5 characters"),
-        (f"{KEY}\nsha256:abc\n", "line 2 of .* is no SHA-256"),
-    ],
-)
-def test_a_key_file_that_protects_nothing_is_refused_without_quoting_it(tmp_path, text, words):
-    with pytest.raises(UserError, match=words) as caught:
-        read_keys(write(tmp_path / "keys", text))
-    assert "short" not in str(caught.value).replace("a short one", "")
-    assert KEY not in str(caught.value)
-
-
-def test_a_missing_or_binary_key_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        read_keys(tmp_path / "nowhere")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is not text"):
-        read_keys(tmp_path / "binary")
-
-
 @pytest.mark.parametrize("path", V1)
 def test_every_v1_route_needs_a_key_where_there_are_keys(service_of, path):
-    service = service_of(keys=DIGESTS)
+    service = service_of(keys=KEYS)
     for headers in ({}, {"X-API-Key": OTHER}, {"X-API-Key": ""}, {"X-API-Key": KEY + "k"}, {"X-API-Key": b"\xff\xfe"}):
         answer = service.get(path, headers=headers)
         assert answer.status_code == 401
@@ -59,7 +24,7 @@ def test_every_v1_route_needs_a_key_where_there_are_keys(service_of, path):
 
 
 def test_sampling_needs_a_key_before_the_body_is_looked_at(service_of):
-    service = service_of(keys=DIGESTS)
+    service = service_of(keys=KEYS)
     assert service.post({"model": "nonsense"}).status_code == 401
     answer = service.request(
         "POST", "/v1/samples", json={"model": "chest", "class": "normal"}, headers={"X-API-Key": KEY}
@@ -69,16 +34,16 @@ def test_sampling_needs_a_key_before_the_body_is_looked_at(service_of):
 
 @pytest.mark.parametrize("path", OPEN)
 def test_health_and_the_page_need_no_key_and_serve_any_host(service_of, path):
-    assert service_of(keys=DIGESTS, peer="192.0.2.7").get(path).status_code == 200
+    assert service_of(keys=KEYS, peer="192.0.2.7").get(path).status_code == 200
 
 
 def test_a_key_serves_any_host(service_of):
-    service = service_of(keys=DIGESTS, peer="192.0.2.7")
+    service = service_of(keys=KEYS, peer="192.0.2.7")
     assert service.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
 
 
 def test_images_asked_for_with_a_key_stay_out_of_shared_caches(service_of):
-    answer = service_of(keys=DIGESTS).get(V1[-1], headers={"X-API-Key": KEY})
+    answer = service_of(keys=KEYS).get(V1[-1], headers={"X-API-Key": KEY})
     assert answer.headers["cache-control"].startswith("private")
 
 

@@ -52,6 +52,9 @@ def test_an_address_names_whatever_changes_the_image(sampler):
     labels = sampler.labels_of(["right"])[0]
     assert sampler.address(labels, 4, 9) == "model/1/right/4/9"
     assert sampler.address(labels, 4, 9, "mixture", 0.7) == "model/1/right/4/9?latent=mixture&truncation=0.7"
+    between = sampler.address(labels, 4, 9, "mixture", 0.7, to=(5, 2), at=0.25)
+    assert between == "model/1/right/4/9?latent=mixture&truncation=0.7&to=5/2&at=0.25"
+    assert sampler.address(labels, 4, 9, to=(5, 2), at=-0.0) == "model/1/right/4/9?to=5/2&at=0.0"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,42 @@ def test_classes_that_make_no_sense_are_refused(sampler, names, message):
 def test_settings_out_of_range_are_refused(sampler, settings):
     with pytest.raises(UserError):
         sampler(sampler.labels_of(["left"]), 0, np.array([0]), **settings)
+
+
+@pytest.mark.parametrize("latent", ["prior", "mixture"])
+def test_the_way_between_two_addresses_starts_and_ends_with_their_own_images(sampler, latent):
+    labels = sampler.labels_of(["left"])[0]
+    settings = {"latent": latent, "truncation": 0.8}
+    way = sampler.interpolate(labels, 3, 1, (4, 7), np.linspace(0, 1, 9), **settings)
+    ends = sampler(np.tile(labels, (2, 1)), np.array([3, 4]), np.array([1, 7]), **settings)
+    assert np.array_equal(way.pixels[[0, -1]], ends)
+    assert len(np.unique(way.pixels, axis=0)) == 9
+    back = sampler.interpolate(labels, 4, 7, (3, 1), np.linspace(0, 1, 9), **settings)
+    assert np.abs(back.pixels[::-1].astype(int) - way.pixels).max() <= 1
+
+
+def test_a_point_on_the_way_is_the_same_bytes_alone_and_in_a_batch(sampler):
+    labels, at = sampler.labels_of(["right"])[0], np.linspace(0, 1, 150)
+    together = sampler.interpolate(labels, 0, 0, (0, 1), at)
+    for i in range(0, 150, 13):
+        alone = sampler.interpolate(labels, 0, 0, (0, 1), at[i : i + 1])
+        assert np.array_equal(alone.pixels[0], together.pixels[i])
+        assert alone.image_id[0] == together.image_id[i]
+
+
+def test_rows_on_the_way_are_nobodys_and_carry_an_address_each(sampler):
+    rows = sampler.interpolate(sampler.labels_of(["right"])[0], 3, 1, (4, 7), np.array([0, 0.1]), latent="mixture")
+    assert list(rows.image_id) == [f"model/1/right/3/1?latent=mixture&to=4/7&at={at}" for at in ("0.0", "0.1")]
+    assert list(rows.patient_id) == list(rows.image_id)
+    assert (set(rows.source), set(rows.model)) == ({"synthetic"}, {"model/1"})
+    assert (set(rows.seed), set(rows.index)) == ({3}, {1})
+    assert np.array_equal(rows.labels, sampler.labels_of(["right"], 2))
+
+
+@pytest.mark.parametrize("at", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_point_beyond_the_ends_of_the_way_is_refused(sampler, at):
+    with pytest.raises(UserError, match="expected a fraction from 0 to 1"):
+        sampler.interpolate(sampler.labels_of(["left"])[0], 0, 0, (1, 0), np.array([0.5, at]))
 
 
 def test_a_gan_has_no_mixture_and_says_so(config):
@@ -116,6 +155,15 @@ def test_reconstruction_comes_from_the_posterior_mean(sampler, config):
     mu, log_var = sampler.encode(images.pixels, images.labels)
     assert mu.shape == log_var.shape == (8, 6)
     assert np.array_equal(sampler.reconstruct(images.pixels, images.labels), sampler.decode(mu, images.labels))
+
+
+def test_a_reconstruction_is_the_same_bytes_alone_and_in_a_batch(sampler, config):
+    images = read_split(config.data, "train")
+    mu, log_var = sampler.encode(images.pixels, images.labels)
+    for rows in (slice(0, 1), slice(5, 8), slice(3, 43)):
+        alone = sampler.encode(images.pixels[rows], images.labels[rows])
+        assert np.array_equal(alone[0], mu[rows])
+        assert np.array_equal(alone[1], log_var[rows])
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "absent", "pickle"])
