@@ -15,7 +15,7 @@ from serve.routes.films import film_routes
 from serve.routes.images import image_routes
 from serve.routes.models import metric_routes, model_routes
 from serve.routes.open import STATIC, open_routes
-from serve.security import HEADERS, BodyLimit, Doorkeeper, SecureHeaders
+from serve.security import HEADERS, BodyLimit, Doorkeeper, ReaderLimit, SecureHeaders
 from serve.telemetry import Observed
 
 
@@ -29,7 +29,7 @@ def make_api(backend: Backend, *, sends_request_id: bool = True) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(api: FastAPI) -> AsyncIterator[None]:
         await backend.start()
-        async with _own_port(backend, Observed(api, backend.telemetry)):
+        async with _own_port(backend, _guarded(api, backend)):
             yield
         await backend.stop()
 
@@ -58,8 +58,13 @@ def make_api(backend: Backend, *, sends_request_id: bool = True) -> ASGIApp:
     api.mount("/static", StaticFiles(directory=STATIC), name="static")
     plain = api.openapi
     api.openapi = lambda: with_examples(plain(), backend)  # type: ignore[method-assign]  # FastAPI's documented way
-    # Around everything, the answer to an unforeseen exception too, which is written outside all middleware.
-    return Observed(api, backend.telemetry, sends_request_id=sends_request_id)
+    return _guarded(api, backend, sends_request_id=sends_request_id)
+
+
+def _guarded(api: FastAPI, backend: Backend, *, sends_request_id: bool = True) -> ASGIApp:
+    """What stands around everything, the answer to an unforeseen exception too, which no middleware of its sees."""
+    observed = Observed(api, backend.telemetry, sends_request_id=sends_request_id)
+    return ReaderLimit(observed, backend.config.reader_timeout_s)
 
 
 def _own_port(backend: Backend, app: ASGIApp) -> AbstractAsyncContextManager[None]:

@@ -25,6 +25,9 @@ BATCH_ON_GPU = 256
 FEW = 4
 """Requests of at most so many images may overtake larger ones, within half of each batch."""
 
+SMALL_BYTES = 16 * 1024
+"""Pixels that are encoded where they are: handing so few over to another thread costs more than encoding them."""
+
 T = TypeVar("T")
 Prepared = TypeVar("Prepared")
 
@@ -65,6 +68,11 @@ class Portion:
         self.latents: tuple[np.ndarray, np.ndarray] | None = None
         self.pixels: np.ndarray | None = None
         self.ready: asyncio.Future[np.ndarray] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its images, once made, are `SMALL_BYTES` at most."""
+        return self.pixels is not None and self.pixels.nbytes <= SMALL_BYTES
 
     def take(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """The next `size` latents and labels; those of a portion are drawn at once, which costs one call."""
@@ -164,10 +172,11 @@ class Batcher:
                     asked += portion.size
                 self._wake()
                 prepared = await self._in_time(line[0][1])
-                size = line.popleft()[0].size
+                portion, _ = line.popleft()
+                size = portion.size
                 made += size
                 last = made == source.count
-                yield size, await self._encoded(format, _written, encoder, prepared, last)
+                yield size, await self._encoded(portion.is_small, format, _written, encoder, prepared, last)
         finally:  # also when the client went away and this was cancelled
             made += sum(portion.size for portion, _ in line if portion.settled)
             for portion, task in line:
@@ -215,14 +224,14 @@ class Batcher:
 
     async def _prepared(self, portion: Portion, encoder: Encoder[Prepared], format: str) -> Prepared:
         pixels = await portion.ready
-        return await self._encoded(format, encoder.prepare, portion.offset, pixels)
+        return await self._encoded(portion.is_small, format, encoder.prepare, portion.offset, pixels)
 
-    async def _encoded(self, format: str, work: Callable[..., T], *args: object) -> T:
+    async def _encoded(self, here: bool, format: str, work: Callable[..., T], *args: object) -> T:
         def timed() -> tuple[T, float]:
             began_s = time.perf_counter()
             return work(*args), time.perf_counter() - began_s
 
-        found, seconds = await _in(self._encoders, timed)
+        found, seconds = timed() if here else await _in(self._encoders, timed)
         self.telemetry.encoded(format, seconds=seconds)
         return found
 

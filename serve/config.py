@@ -55,6 +55,8 @@ class ServiceConfig:
     """Seconds that a request waits for its next images before it gets 503."""
     body_timeout_s: float = 20.0
     """Seconds in which a request's whole body must have come."""
+    reader_timeout_s: float = 60.0
+    """Seconds in which a client must take the next part of an answer; its place is then another's."""
     log_format: Literal["text", "json"] = "text"
     """Of the replicas' logs; json is one object per line."""
 
@@ -65,7 +67,7 @@ class ServiceConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more; leave it out for the default")
-        for name in ("gpus", "refresh_s", "timeout_s", "body_timeout_s"):
+        for name in ("gpus", "refresh_s", "timeout_s", "body_timeout_s", "reader_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0; leave it out for the default")
         if self.direct_port is not None and not 1 <= self.direct_port <= 65535:

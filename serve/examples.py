@@ -5,13 +5,15 @@ from typing import Any
 
 from serve.backend import GATES, Backend
 from serve.catalog import Listing
+from vaegan.latents import MAX_SEED
 
 
 def with_examples(document: dict[str, Any], backend: Backend) -> dict[str, Any]:
-    """The document with examples for what the service holds now; without a model that may be asked, as it is."""
+    """FastAPI's document, put right, with examples for what the service holds now and lets be asked."""
     document = copy.deepcopy(document)
     paths = document["paths"]
     _drop_foreign_problems(document)
+    _exact_limits(document)
     listing = _allowed(backend, "sample")
     if listing is not None:
         order = _names(listing)
@@ -39,6 +41,18 @@ def _drop_foreign_problems(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _exact_limits(node: Any) -> None:
+    """FastAPI writes limits as floats, and the largest seed has none: 2^63 would be in the document and refused."""
+    if isinstance(node, dict):
+        if node.get("maximum") == float(MAX_SEED):
+            node["maximum"] = MAX_SEED
+        for value in node.values():
+            _exact_limits(value)
+    elif isinstance(node, list):
+        for value in node:
+            _exact_limits(value)
 
 
 def _allowed(backend: Backend, scope: str) -> Listing | None:

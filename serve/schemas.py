@@ -111,7 +111,7 @@ class ModelSummary(BaseModel):
     privacy: Privacy | None = Field(default=None, description="The privacy gate's verdicts.")
     serves: list[str] = Field(
         default=[],
-        description="What the gate allows: sample (its images), reconstruct (encode, reconstruct, anomaly).",
+        description="What gate and key allow: sample (its images), reconstruct (encode, reconstruct, anomaly).",
     )
     kind: str | None = None
     task: str | None = None
@@ -190,7 +190,7 @@ SYNTHETIC_HEADERS = {
 }
 IMAGE_HEADERS = SYNTHETIC_HEADERS | {
     "X-AugRay-Count": _header("How many images.", type="integer"),
-    "X-AugRay-Privacy": _header("What the last privacy audit said of the model's images, and whether it is overridden."),
+    "X-AugRay-Privacy": _header("What the last privacy audit said of the model's images; overridden or not."),
 }
 CACHE_HEADERS = {
     "ETag": _header("Differs where the image does."),

@@ -59,8 +59,8 @@ class Doorkeeper:
         self.keys, self.allow_anonymous, self.telemetry = keys, allow_anonymous, telemetry
         self.has_keys = keys() is not None
 
-    def requires(self, scope: str) -> Callable[..., Awaitable[Key]]:
-        """The dependency of a route that only keys of `scope` may use; gives the key."""
+    def requires(self, scope: str | None = None) -> Callable[..., Awaitable[Key]]:
+        """The dependency of a route that only keys of `scope` may use, or every key without one; gives the key."""
         if not self.has_keys:
 
             async def anybody(request: Request) -> Key:
@@ -89,7 +89,7 @@ class Doorkeeper:
                     headers={"WWW-Authenticate": 'ApiKey realm="augray"'},
                 )
             request.state.key = key.name
-            if scope not in key.scopes:
+            if scope is not None and scope not in key.scopes:
                 self.telemetry.refused("scope", key.name)
                 raise Problem(
                     403,
@@ -104,6 +104,9 @@ class Doorkeeper:
 class BodyLimit:
     """ASGI middleware: a body that is too large or too slow ends as 413 or 408 before anything parses it.
 
+    Small ones are read here. Those to paths in `UPLOADS` are read by whoever handles them, once it knows who asks:
+    until then they would fill the memory of a service that refuses them.
+
     Args:
         max_bytes: of a request's body; max_upload_bytes: of those to paths in `UPLOADS`.
         timeout_s: in which it must have come.
@@ -116,41 +119,83 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                body = await self._read(scope, receive)
-        except TimeoutError:
-            problem = Problem(408, f"the body did not come in {self.timeout_s:g} s; send it faster, or less")
-        except Problem as error:
-            problem = error
-        else:
-            if body is None:
-                return  # the client went away
-            unread = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def replay() -> Message:
-                return unread.pop() if unread else await receive()
-
-            await self.app(scope, replay, send)
+        if scope["path"] in UPLOADS:
+            await self.app(scope, self._bounded(receive, self.max_upload_bytes), send)
             return
-        # What was not read is in the way of the next request on this connection.
-        problem.headers = (problem.headers or {}) | {"Connection": "close"}
-        await problem.response(str(scope.get("state", {}).get("request_id", "")))(scope, receive, send)
+        try:
+            body = await self._read(self._bounded(receive, self.max_bytes))
+        except Problem as problem:
+            await problem.response(str(scope.get("state", {}).get("request_id", "")))(scope, receive, send)
+            return
+        if body is None:
+            return  # the client went away
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body; None when the client went away. Raises Problem when it is too large."""
-        limit = self.max_upload_bytes if scope["path"] in UPLOADS else self.max_bytes
+        async def replay() -> Message:
+            return unread.pop() if unread else await receive()
+
+        await self.app(scope, replay, send)
+
+    def _bounded(self, receive: Receive, limit: int) -> Receive:
+        """`receive` that raises Problem, 413 or 408, while the body comes."""
+        deadline_s: float | None = None
+        size, more = 0, True
+
+        async def bounded() -> Message:
+            nonlocal deadline_s, size, more
+            if not more:
+                return await receive()
+            if deadline_s is None:  # from the first look at the body on: a model that loads first is not its fault
+                deadline_s = asyncio.get_running_loop().time() + self.timeout_s
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    message = await receive()
+            except TimeoutError:
+                raise _cut_short(
+                    408, f"the body did not come in {self.timeout_s:g} s; send it faster, or less"
+                ) from None
+            more = message["type"] == "http.request" and message.get("more_body", False)
+            size += len(message.get("body", b""))  # Content-Length is a claim; the bytes are counted
+            if size > limit:
+                raise _cut_short(413, f"the body has more than {limit} bytes, expected fewer; send less in one request")
+            return message
+
+        return bounded
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body; None when the client went away."""
         body = bytearray()
         more = True
-        while more:  # Content-Length is a claim; the bytes are counted
+        while more:
             message = await receive()
             if message["type"] != "http.request":
                 return None
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > limit:
-                raise Problem(413, f"the body has more than {limit} bytes, expected fewer; send less in one request")
         return bytes(body)
+
+
+def _cut_short(status: int, detail: str) -> Problem:
+    # What was not read is in the way of the next request on this connection.
+    return Problem(status, detail, headers={"Connection": "close"})
+
+
+class ReaderLimit:
+    """ASGI middleware, around all others: an answer whose client does not take its next part in time is cut.
+
+    Else clients that stop reading could hold every place that a replica has. Servers that wait for nobody, such as a
+    replica behind Ray's proxy, never get here.
+    """
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self.app, self.timeout_s = app, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self.timeout_s):  # ends in an OSError, as if the client had gone
+                await send(message)
+
+        await self.app(scope, receive, send_in_time if scope["type"] == "http" else send)
 
 
 class SecureHeaders:

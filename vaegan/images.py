@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import imagehash
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from cluster.errors import UserError
@@ -20,6 +20,12 @@ SCALED_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 GREY_MODES = ("1", "L", "LA", *SCALED_MODES)
 MAX_PIXELS = 100_000_000
 """Larger images are refused: a few kilobytes of PNG can unpack to gigabytes."""
+MAX_SCANS = 64
+"""Of a JPEG. Encoders write up to 18; a megabyte can hold thousands, each of which costs as much as a whole image."""
+MAX_PARTS = 30_000
+"""Strips or tiles of a TIFF, usually of several rows each; Pillow takes minutes over as many as a file can name."""
+ROWS = 256
+"""Rows that are scaled at once, which bounds the memory that their floats take."""
 
 
 class TooManyPixels(UserError):
@@ -98,7 +104,7 @@ def _opened(data: bytes, formats: tuple[str, ...] | None = None, max_pixels: int
     if not data:
         raise UserError("the file is empty")
     try:
-        with _QUIET, Image.open(io.BytesIO(data), formats=formats) as image:
+        with _QUIET, Image.open(_bounded(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(f"{image.width}x{image.height} pixels are more than {max_pixels}")
             yield image
@@ -106,10 +112,32 @@ def _opened(data: bytes, formats: tuple[str, ...] | None = None, max_pixels: int
         raise UserError("not an image in a format that can be read") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(f"more than {max_pixels} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"damaged or cut short ({' '.join(str(error).split())})") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to: TypeError, struct.error
+        raise UserError(f"damaged or cut short ({' '.join(str(error).split())[:200]})") from None
+
+
+def _bounded(data: bytes) -> io.BytesIO:
+    """An image file whose decoding takes a time that its pixels explain.
+
+    Raises:
+        UserError: it is made to take minutes or hours.
+    """
+    scans = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if scans > MAX_SCANS:
+        raise UserError(f"a JPEG of {scans} scans, expected at most {MAX_SCANS}")
+    if data.startswith(tuple(TiffImagePlugin.PREFIXES)):
+        directory = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(directory.next)
+        directory.load(file)
+        parts = max(len(directory.get(tag, ())) for tag in (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS))
+        if parts > MAX_PARTS:
+            raise UserError(f"a TIFF of {parts} strips or tiles, expected at most {MAX_PARTS}")
+    if data.startswith(b"BM") and data[14:15] > b"\x0c" and data[30:31] in (b"\1", b"\2"):  # \x0c: OS/2's own header
+        raise UserError("a run-length encoded BMP, which takes too long to decode; expected one without compression")
+    return io.BytesIO(data)
 
 
 def check_pixels(array: np.ndarray, *, constant: bool = False) -> np.ndarray:
@@ -121,13 +149,17 @@ def check_pixels(array: np.ndarray, *, constant: bool = False) -> np.ndarray:
         raise UserError(f"every pixel has the same value ({low:g})")
     if array.dtype != np.uint8:
         scale = 255 / (float(high) - float(low)) if high > low else 0.0
-        array = np.round((array.astype(np.float64) - low) * scale).astype(np.uint8)
+        grey = np.empty(array.shape, np.uint8)
+        for top in range(0, len(array), ROWS):
+            rows = slice(top, top + ROWS)
+            grey[rows] = np.round((array[rows].astype(np.float64) - low) * scale)
+        array = grey
     return array[:, :, None] if array.ndim == 2 else array
 
 
 def _grey_or_rgb(image: Image.Image) -> np.ndarray:
     if image.mode in SCALED_MODES:
-        return np.asarray(image, dtype=np.float64)
+        return np.asarray(image)
     return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
 
 

@@ -73,7 +73,7 @@ class LoadGenerator:
         self._process.communicate()  # its input ends, and so does it
 
     def send(self, cell: Cell) -> Answers:
-        """One cell's requests, after one that is not counted."""
+        """One cell's requests, after one for an image that is not counted."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(json.dumps(asdict(cell)), file=self._process.stdin, flush=True)
@@ -90,10 +90,10 @@ async def run(cell: Cell) -> Answers:
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
 
-        async def ask() -> tuple[int, int]:
+        async def ask(count: int) -> tuple[int, int]:
             nonlocal asked
-            asked += 1
-            body = {**cell.body, "count": cell.count, "start": asked * cell.count}
+            body = {**cell.body, "count": count, "start": asked}
+            asked += count
             async with session.post(cell.url, json=body, headers={"Accept": cell.accept}) as answer:
                 size = 0
                 async for data in answer.content.iter_any():  # let go of what has come: bodies may be megabytes
@@ -103,14 +103,14 @@ async def run(cell: Cell) -> Answers:
         async def sender() -> None:
             nonlocal failures, num_bytes
             while (asked_s := time.perf_counter()) < end_s:
-                status, size = await ask()
+                status, size = await ask(cell.count)
                 if status == 200:
                     latencies_s.append(time.perf_counter() - asked_s)
                     num_bytes += size
                 else:
                     failures += 1
 
-        await ask()
+        await ask(1)
         client_s = time.process_time()
         began_s = time.perf_counter()
         end_s = began_s + cell.seconds

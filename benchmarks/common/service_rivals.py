@@ -1,9 +1,9 @@
-"""The same decoder behind plain FastAPI and behind LitServe, as a user of these would write it.
+"""The decoder behind plain FastAPI, as a user would write it, and what the same behind LitServe shares with it.
 
-    python benchmarks/common/service_rivals.py fastapi|litserve --model FOLDER --port PORT
+    cd benchmarks; python -m common.service_rivals --model FOLDER --port PORT
 
-Both take the body of /v1/samples and answer with an NPZ of pixels, one PNG, or a ZIP of PNGs. They have our sampler, one
-thread that decodes, and its memory settings; they check, limit, count and record nothing.
+Both take the body of /v1/samples and answer with an NPZ of pixels, one PNG, or a ZIP of PNGs. They have our sampler,
+one thread that decodes, and its memory settings; they check, limit, count and record nothing.
 """
 
 import argparse
@@ -11,10 +11,9 @@ import asyncio
 import io
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +29,6 @@ NPZ = "application/x-npz"
 PNG = "image/png"
 ZIP = "application/zip"
 HOST = "127.0.0.1"
-REQUESTS = 16
-"""Most requests in one batch of LitServe."""
-WAIT_S = 0.01
-"""How long LitServe waits for more of them."""
 
 
 class Body(BaseModel):
@@ -91,52 +86,15 @@ def run_fastapi(model: Path, port: int) -> None:
     uvicorn.run(api, host=HOST, port=port, log_level="warning", access_log=False)
 
 
-def run_litserve(model: Path, port: int) -> None:
-    """One worker, whose batches take up to `REQUESTS` requests at once."""
-    import litserve
-
-    class Samples(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.sampler = load(model)
-
-        def decode_request(self, request: dict[str, Any]) -> tuple[Body, bool]:
-            return Body(**request), request["png"]
-
-        def batch(self, inputs: list[tuple[Body, bool]]) -> list[tuple[Body, bool]]:
-            return inputs
-
-        def predict(self, inputs: list[tuple[Body, bool]]) -> list[tuple[np.ndarray, bool]]:
-            bodies = [body for body, _ in inputs]
-            labels = np.concatenate([self.sampler.labels_of([body.class_], body.count) for body in bodies])
-            seeds = np.concatenate([np.full(body.count, body.seed) for body in bodies])
-            index = np.concatenate([np.arange(body.start, body.start + body.count) for body in bodies])
-            pixels = np.split(self.sampler(labels, seeds, index), np.cumsum([body.count for body in bodies])[:-1])
-            return list(zip(pixels, (png for _, png in inputs), strict=True))
-
-        def unbatch(self, output: list[tuple[np.ndarray, bool]]) -> list[tuple[np.ndarray, bool]]:
-            return output
-
-        def encode_response(self, output: tuple[np.ndarray, bool]) -> Response:
-            return pack(*output)
-
-    api = Samples(max_batch_size=REQUESTS, batch_timeout=WAIT_S, api_path="/v1/samples")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=600)
-    server.run(host=HOST, port=port, log_level="warning", access_log=False, generate_client_file=False)
-
-
-RIVALS = {"fastapi": run_fastapi, "litserve": run_litserve}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until terminated."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rival", choices=RIVALS)
+def main(run: Callable[[Path, int], None], argv: Sequence[str] | None = None) -> int:
+    """Serve a model at a port, both from the command line, until terminated."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args(argv)
-    RIVALS[arguments.rival](arguments.model, arguments.port)
+    run(arguments.model, arguments.port)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(run_fastapi))

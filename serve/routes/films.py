@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.requests import ClientDisconnect
 
 from cluster.errors import UserError
 from serve import formats
@@ -13,7 +16,7 @@ from serve.access.keyfile import Key
 from serve.backend import Backend
 from serve.catalog import LoadedModel
 from serve.orders import header_text
-from serve.problems import Problem, request_id, shown
+from serve.problems import Problem, busy, request_id, shown
 from serve.schemas import SYNTHETIC_HEADERS, Anomaly, Encoding, documented
 from serve.security import Doorkeeper
 from vaegan.anomaly import anomaly
@@ -60,6 +63,26 @@ class Film:
 def film_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
     router = APIRouter(tags=["images of one's own"])
     may = Depends(doorkeeper.requires("reconstruct"))
+    config = backend.config
+    # Threads of their own: a large image takes a second and hundreds of megabytes, however many are sent at once.
+    decoders = ThreadPoolExecutor(config.encoders, "films")
+    reading = 0
+
+    async def read(request: Request, key: Key, model: LoadedModel) -> np.ndarray:
+        """The image in a request's body as its model takes it. No more bodies are in memory than requests may wait."""
+        nonlocal reading
+        if reading >= config.max_waiting:
+            backend.telemetry.refused("busy")
+            raise busy(f"{reading} images are being read already, as many as this service takes", 2)
+        reading += 1
+        try:
+            await backend.charge(key, 1)
+            work = partial(_read, await request.body(), model, config.max_upload_pixels)
+            return await asyncio.get_running_loop().run_in_executor(decoders, work)
+        except ClientDisconnect:
+            raise Problem(408, "the client went away before its image had come; send it again") from None
+        finally:
+            reading -= 1
 
     async def ask(
         request: Request, key: Key, model: str, version: str | None, classes: Sequence[str], work: Callable[[Film], T]
@@ -75,8 +98,7 @@ def film_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
         loaded.labels(classes, 422)  # before the work of decoding
         if loaded.info.kind == "gan":
             raise Problem(422, f"model {listing.id} is a gan and has no encoder; ask another model")
-        await backend.charge(key, 1)
-        pixels = await asyncio.to_thread(_read, await request.body(), loaded, backend.config.max_upload_pixels)
+        pixels = await read(request, key, loaded)
         film = Film(loaded, classes, pixels)
         await backend.record(
             request.url.path.rsplit("/", 1)[-1],

@@ -16,7 +16,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 def model_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
     router = APIRouter(tags=["models"])
-    known = Depends(doorkeeper.requires("sample"))
+    known = Depends(doorkeeper.requires())
 
     @router.get("/models", responses=documented(401, 403))
     async def list_models(key: Annotated[Key, known]) -> ModelList:
@@ -24,7 +24,7 @@ def model_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
         stock = backend.catalog.stock
         allowed = lambda name: not key.models or name in key.models  # noqa: E731
         summaries = [
-            _summary(backend, listing, latest=stock.current.get(listing.info.name) == id)
+            _summary(backend, listing, key, latest=stock.current.get(listing.info.name) == id)
             for id, listing in stock.listings.items()
             if allowed(listing.info.name)
         ]
@@ -68,11 +68,11 @@ def metric_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
     return router
 
 
-def _summary(backend: Backend, listing: Listing, *, latest: bool) -> ModelSummary:
+def _summary(backend: Backend, listing: Listing, key: Key, *, latest: bool) -> ModelSummary:
     info = listing.info
     verdicts = {scope: backend.gate.judge(listing.id, listing.privacy, scope) for scope in (IMAGES, MODEL)}
     overrides = [f"{scope}: {found.override}" for scope, found in verdicts.items() if found.override]
-    can = {"sample": True, "reconstruct": info.kind != "gan"}
+    can = {"sample": "sample" in key.scopes, "reconstruct": "reconstruct" in key.scopes and info.kind != "gan"}
     return ModelSummary(
         name=info.name,
         version=info.version,

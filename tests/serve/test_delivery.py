@@ -3,17 +3,20 @@
 import asyncio
 import io
 import json
+import time
 import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from starlette.requests import ClientDisconnect
 
 from serve.access.audit import read
 from serve.access.keyfile import Limits
 from serve.api import make_api
 from serve.batching import BATCH
+from serve.ledger import LocalLedger
 from vaegan.sampler import Sampler
 from vaegan.shards import from_table
 
@@ -221,3 +224,40 @@ def test_the_rows_of_an_arrow_stream_can_be_read_before_its_end(service):
     reader = pa.ipc.open_stream(io.BytesIO(answer.content[: len(answer.content) * 2 // 3]))
     first = reader.read_next_batch()
     assert first.column("index").to_pylist() == list(range(256))
+
+
+def test_a_replica_whose_forward_pass_never_ends_is_not_healthy(service_of):
+    backend = service_of().backend
+    backend.check_health()
+    backend.batcher.busy_since_s = time.monotonic() - 1
+    backend.check_health()  # at work
+    backend.batcher.busy_since_s = time.monotonic() - 3600
+    with pytest.raises(RuntimeError, match="has not ended"):
+        backend.check_health()
+
+
+def test_the_numbers_of_a_replica_that_ended_are_forgotten(monkeypatch):
+    async def scenario() -> None:
+        ledger = LocalLedger({})
+        await ledger.exchange("a", b"1")
+        assert await ledger.exchange("b", b"2") == {"a": b"1", "b": b"2"}
+        later = time.monotonic() + 60
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        assert await ledger.exchange("b", b"3") == {"b": b"3"}
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_stops_reading_does_not_keep_its_place(service_of):
+    service = service_of(reader_timeout_s=0.2)
+    parts = []
+
+    async def send(message: dict) -> None:
+        parts.append(message)
+        if len(parts) > 3:
+            await asyncio.Event().wait()  # a socket whose buffers are full
+
+    with pytest.raises(Exception) as caught:
+        asyncio.run(call(service, BODY | {"count": 5000}, ARROW, send))
+    assert isinstance(caught.value, (TimeoutError, ClientDisconnect))
+    assert (service.backend.batcher.requests, service.backend.batcher.images) == (0, 0)

@@ -92,6 +92,9 @@ def test_films_need_a_key_that_may_send_them(service_of, make_key, film):
     assert refused.status_code == 403
     assert "may sample, expected one that may reconstruct" in refused.json()["detail"]
     assert service.upload(url, film, headers={"X-API-Key": "another-secret"}).status_code == 200
+    for secret, serves in (("augray_a-key-for-tests-only", ["sample"]), ("another-secret", ["reconstruct"])):
+        listed = service.get("/v1/models", headers={"X-API-Key": secret}).json()["models"]
+        assert all(model["serves"] == serves for model in listed)
 
 
 def test_colour_and_sixteen_bit_films_of_any_size_are_taken(service, film_pixels):

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import zipfile
 
@@ -10,8 +11,9 @@ from PIL import Image
 from serve import formats
 from serve.batching import BATCH
 from vaegan.registry import Registry
+from vaegan.sample import SampleConfig, synthesize
 from vaegan.sampler import Sampler
-from vaegan.shards import from_table
+from vaegan.shards import from_table, read_split
 
 NPZ, PARQUET, ZIP = "application/x-npz", "application/vnd.apache.parquet", "application/zip"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -167,3 +169,15 @@ def test_openapi_examples_run_and_all_paths_are_described(service):
     assert set(document["paths"]["/v1/samples"]["post"]["responses"]["200"]["content"]) == {
         f.media_type for f in formats.FORMATS
     }
+
+
+def test_the_service_and_the_sampling_command_write_the_same_rows(service, registry, tmp_path):
+    config = SampleConfig(
+        model=registry / "chest" / "2", out=tmp_path / "out", count=40, classes=("effusion",), seed=11
+    )
+    synthesize(config)
+    shards = read_split(tmp_path / "out", "train")
+    body = {"model": "chest", "class": "effusion", "count": 40, "seed": 11}
+    rows = from_table(pq.read_table(io.BytesIO(service.post(body, PARQUET).content)))
+    for field in dataclasses.fields(rows):
+        np.testing.assert_array_equal(getattr(rows, field.name), getattr(shards, field.name), err_msg=field.name)
