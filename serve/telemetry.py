@@ -25,9 +25,10 @@ REASONS = frozenset({"key", "scope", "gate", "quota", "busy", "timeout", "limit"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _QUIET = re.compile("/(healthz|readyz|metrics)|/static/.*")
 _REQUEST_ID = re.compile("[A-Za-z0-9._-]{1,64}")
+_LIMITS = (408, 413)  # of time and size
 _CLIENT_WENT_AWAY = 499  # as nginx has it; no client ever sees it
 
 logger = logging.getLogger("ray.serve")  # Ray Serve writes this one to a replica's log
@@ -230,6 +231,8 @@ class Observed:
         self.telemetry.bytes_sent(route, answer.body_bytes)
         if answer.first_byte_s is not None:
             self.telemetry.first_byte_sent(route, seconds=answer.first_byte_s, model=model)
+        if status in _LIMITS:
+            self.telemetry.refused("limit", key)
         if images:
             self.telemetry.images_sent(images, format=state.get("format", ""), model=model, key=key)
         details = {"key": key, "model": model, "images": images, "request": state["request_id"]}

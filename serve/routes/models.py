@@ -10,8 +10,7 @@ from serve.catalog import Listing
 from serve.gate import IMAGES, MODEL
 from serve.schemas import ModelList, ModelSummary, Privacy, documented
 from serve.security import Doorkeeper
-
-PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+from serve.telemetry import CONTENT_TYPE
 
 
 def model_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
@@ -63,7 +62,7 @@ def metric_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
     @router.get("/metrics", response_class=Response, responses=documented(401, 403, content=["text/plain"]))
     async def metrics() -> Response:
         """The numbers of all replicas, as Prometheus reads them."""
-        return Response(await backend.metrics(), media_type=PROMETHEUS)
+        return Response(await backend.metrics(), media_type=CONTENT_TYPE)
 
     return router
 

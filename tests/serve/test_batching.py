@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -246,3 +247,23 @@ def test_other_work_of_the_network_takes_its_turn_between_passes():
         await large
 
     asyncio.run(scenario())
+
+
+def test_clients_that_ask_again_at_once_share_the_passes_evenly():
+    """Else passes of one, the first who was back, and of all the others would alternate."""
+
+    async def scenario() -> list[int]:
+        model, work = Model(), batcher(batch=16)
+        decode = model.decode
+        model.decode = lambda z, labels: (time.sleep(0.1), decode(z, labels))[1]
+
+        async def client(place: int) -> None:
+            for _ in range(8):
+                await asyncio.sleep(0.001 * place)  # a server reads one request after the other
+                await read(work, Request(model, 1))
+
+        await asyncio.gather(*(client(place) for place in range(16)))
+        return [len(part) for part in model.passes]
+
+    sizes = asyncio.run(scenario())
+    assert sizes.count(1) <= len(sizes) // 3

@@ -59,6 +59,8 @@ class Exchange:
     body: list[bytes] = field(default_factory=lambda: [b""])
     """Its parts. A client that stops sending is one whose last part never comes: see `stops`."""
     stops: bool = False
+    waited_for: bool = False
+    """Whether the application asked for more than came."""
     status: int = 0
     answered: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
@@ -80,6 +82,7 @@ class Exchange:
 
         async def receive() -> dict[str, Any]:
             if not parts:
+                self.waited_for = True
                 await asyncio.Event().wait()
             return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts) or self.stops}
 
@@ -313,9 +316,10 @@ def progressive(scans: int) -> bytes:
     return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * scans + data[-2:]
 
 
-def fractional_width() -> bytes:
-    """A TIFF whose width is a float, at which Pillow fails with TypeError."""
-    return tiff(24, 24, 24).replace(struct.pack("<HHII", 256, 4, 1, 24), struct.pack("<HHIf", 256, 11, 1, 24.0))
+def fractional_offset() -> bytes:
+    """A TIFF whose pixels begin at a fraction of a byte, at which Pillow fails with TypeError."""
+    start = struct.pack("<HHI", 273, 3, 1)
+    return tiff(2, 1, 1).replace(start, struct.pack("<HHI", 273, 11, 1))
 
 
 def bmp(width: int, height: int, compression: int, body: bytes) -> bytes:
@@ -335,7 +339,7 @@ BOMBS = {
     "a JPEG of 1000 scans": (progressive(1000), 422),
     "a TIFF of 60,000 strips": (tiff(1, 60_000, 60_000), 422),
     "a TIFF of 60,000 tiles": (tiff(300, 200, 60_000, 324), 422),
-    "a TIFF whose width is a float": (fractional_width(), 422),
+    "a TIFF whose pixels begin at a fraction of a byte": (fractional_offset(), 422),
     "a BMP that is run-length encoded": (bmp(9, 9, 1, b"\1\7" * 81 + b"\0\1"), 422),
     "a BMP of negative size": (bmp(-5, -5, 0, b""), 413),
 }  # fmt: skip
@@ -467,17 +471,17 @@ def test_uploads_that_are_being_read_are_counted_and_the_next_is_told_to_come_ba
         return Exchange(service, "POST", target, headers, list(parts), stops=not parts)
 
     async def crowd() -> Exchange:
-        slow = [asyncio.create_task(sending().exchange()) for _ in range(2)]
-        refused = sending(FILES[1])
-        while refused.status != 503:  # one that comes before both of the others are there is answered
-            refused = sending(FILES[1])
-            await refused.exchange()
-        for task in slow:
+        slow = [sending(), sending()]
+        tasks = [asyncio.create_task(exchange.exchange()) for exchange in slow]
+        await until(lambda: all(exchange.waited_for for exchange in slow))
+        third = sending(FILES[1])
+        await third.exchange()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*slow, return_exceptions=True)
-        return refused
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return third
 
-    refused = asyncio.run(asyncio.wait_for(crowd(), 60))
+    refused = asyncio.run(crowd())
     check(refused, 503)
     assert int(refused.answered["retry-after"]) >= 1
     assert upload(service, FILES[1]).status == 200  # their places are free again
