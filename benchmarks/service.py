@@ -114,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rounds = arguments.rounds or (3 if arguments.only else 1 if arguments.quick else 2)
     seconds = arguments.seconds or (0.5 if arguments.quick else 2.0)
     wanted = {name: COMPARISONS[name] for name in arguments.only or COMPARISONS}
+    if arguments.quick and not arguments.only:
+        del wanted["png"]  # made at the speed of raw ones: a single turn of each says nothing
     if importlib.util.find_spec("litserve") is None:
         print("litserve is left out, as it isn't installed: pip install -e '.[bench]' brings it")
         wanted = {name: each for name, each in wanted.items() if each.rival != "litserve"}
@@ -256,6 +258,8 @@ def field_of(folder: Path) -> Iterator[dict[str, Contestant]]:
             servers["litserve"].hold(True)
             contestants["litserve"] = Service(servers["litserve"], url["litserve"], load, held=True, says_format=True)
         yield contestants
+        for server in servers.values():  # all at once; leaving waits for one after the other
+            server.process.terminate()
 
 
 def make_model(folder: Path, registry: Path) -> Path:

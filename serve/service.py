@@ -145,8 +145,13 @@ def deployment(config: ServiceConfig) -> Application:
         UserError: see `check`.
     """
     config, keys = check(config)
+    logs = {"encoding": config.log_format.upper(), "enable_access_log": False}  # ours says more of each request
     ledger = ray_serve.deployment(
-        name="Ledger", num_replicas=1, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
+        name="Ledger",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        logging_config=logs,
+        ray_actor_options={"num_cpus": 0},
     )(LedgerService)
     on_gpu = torch.device(config.device).type == "cuda"
     scaling: dict[str, Any] = {"num_replicas": config.num_replicas}
@@ -162,10 +167,7 @@ def deployment(config: ServiceConfig) -> Application:
         max_queued_requests=config.max_waiting,
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         graceful_shutdown_timeout_s=DRAIN_S,
-        logging_config={
-            "encoding": config.log_format.upper(),
-            "enable_access_log": False,  # ours says more of each request
-        },
+        logging_config=logs,
         health_check_period_s=5,
         health_check_timeout_s=30,
         ray_actor_options={"num_cpus": 1, "num_gpus": config.gpus if on_gpu else 0},

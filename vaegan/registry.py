@@ -61,11 +61,15 @@ class Registry:
         return found[-1]
 
     def chosen(self, name: str) -> str | None:
-        """The version of a model that was chosen as its current one; None where that is simply the newest."""
+        """The version of a model that was chosen as its current one; None where that is simply the newest.
+
+        A version that is no longer there counts as not chosen.
+        """
         try:
-            return (self.root / name / CURRENT).read_text(encoding="utf-8").strip() or None
+            version = (self.root / name / CURRENT).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             return None
+        return version if NAME.fullmatch(version) and is_model(self.root / name / version) else None
 
     def choose(self, name: str, version: str | None) -> None:
         """Make a version of a model its current one, whatever is published later; None for the newest again.

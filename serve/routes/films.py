@@ -74,13 +74,16 @@ def film_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
         if reading >= config.max_waiting:
             backend.telemetry.refused("busy")
             raise busy(f"{reading} images are being read already, as many as this service takes", 2)
+        await backend.charge(key, 1)
         reading += 1
         try:
-            await backend.charge(key, 1)
             work = partial(_read, await request.body(), model, config.max_upload_pixels)
             return await asyncio.get_running_loop().run_in_executor(decoders, work)
-        except ClientDisconnect:
-            raise Problem(408, "the client went away before its image had come; send it again") from None
+        except BaseException as error:
+            await backend.ledger.give_back(key.name, 1)
+            if isinstance(error, ClientDisconnect):
+                raise Problem(408, "the client went away before its image had come; send it again") from None
+            raise
         finally:
             reading -= 1
 

@@ -73,6 +73,13 @@ def test_the_registry_and_the_service_agree_on_what_is_current(root):
     assert registry.resolve("chest").version == "2"
 
 
+@pytest.mark.parametrize("content", ["9", "../plain/1", "", "\0"])
+def test_a_choice_that_is_not_there_any_more_counts_as_none(running, root, content):
+    (root / "chest" / "CURRENT").write_text(content)
+    refresh(running)
+    assert version(running) == Registry(root).resolve("chest").version == "2"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.access.keyfile import Limits
 from vaegan.anomaly import anomaly
 from vaegan.images import encode_png
 from vaegan.registry import Registry
@@ -109,3 +110,14 @@ def test_colour_and_sixteen_bit_films_of_any_size_are_taken(service, film_pixels
             answer = service.upload("/v1/reconstruct?model=chest&class=normal", file.getvalue(), media_type)
             assert answer.status_code == 200, answer.text
             assert Image.open(io.BytesIO(answer.content)).size == (32, 32)
+
+
+def test_an_upload_counts_against_the_quota_only_when_it_is_an_image(service_of, make_key, film):
+    limits = Limits(images_per_day=2)
+    service = service_of(keys=[make_key(scopes=frozenset({"reconstruct"}), limits=limits)])
+    headers = {"X-API-Key": "augray_a-key-for-tests-only"}
+
+    def send(data: bytes) -> int:
+        return service.upload("/v1/encode?model=chest&class=normal", data, headers=headers).status_code
+
+    assert [send(data) for data in (b"nothing", film, b"nothing", film, film)] == [422, 200, 422, 200, 429]
