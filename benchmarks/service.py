@@ -1,7 +1,7 @@
 """The service over HTTP beside the bare decoder and the same decoder behind plain FastAPI and behind LitServe.
 
     python benchmarks/service.py                every cell: about half an hour on two cores
-    python benchmarks/service.py --quick        the cells with a goal, a turn each, with goals 15 % lower: under 45 s
+    python benchmarks/service.py --quick        the cells with a goal, a turn each, goals 15 % lower: under a minute
     python benchmarks/service.py --only decoder_64_raw one_image
 
 bare        the decoder in this process: latents in memory to pixels, in passes as large as the service's
