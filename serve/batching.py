@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from serve.formats import Writer
 from serve.problems import busy
 from serve.telemetry import Telemetry
 from vaegan.sampler import Sampler
@@ -35,7 +36,6 @@ LINGER = 0.1
 """Of a pass's time, most that the next one waits for those whom it has answered."""
 
 T = TypeVar("T")
-Prepared = TypeVar("Prepared")
 
 
 class Source(Protocol):
@@ -52,16 +52,6 @@ class Source(Protocol):
 
     def latents(self, offset: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """z (N, D) and labels (N, K) of images offset ... offset + size - 1."""
-
-
-class Encoder(Protocol[Prepared]):
-    """Turns images into the bytes of an answer: `prepare` in any thread and order, the others in order."""
-
-    def prepare(self, offset: int, pixels: np.ndarray) -> Prepared: ...
-
-    def add(self, prepared: Prepared) -> bytes: ...
-
-    def finish(self) -> bytes: ...
 
 
 class Portion:
@@ -157,9 +147,7 @@ class Batcher:
         for executor in (self._network, self._encoders):
             executor.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(
-        self, source: Source, encoder: Encoder[Prepared], format: str = ""
-    ) -> AsyncGenerator[tuple[int, bytes], None]:
+    async def encode(self, source: Source, writer: Writer, format: str = "") -> AsyncGenerator[tuple[int, bytes], None]:
         """A request's images as bytes, a portion at a time, each with its number of images.
 
         The next portion is made while one is encoded and sent. No more than a few are in memory, however large the
@@ -173,13 +161,13 @@ class Batcher:
         """
         self._admit(source.count)
         made = asked = 0
-        line: deque[tuple[Portion, asyncio.Task[Prepared]]] = deque()
+        line: deque[tuple[Portion, asyncio.Task[Any]]] = deque()
         try:
             while made < source.count:
                 while asked < source.count and len(line) < self._ahead:
                     portion = Portion(source, asked, min(self.batch, source.count - asked))
                     self._waiting.append(portion)
-                    line.append((portion, asyncio.create_task(self._prepared(portion, encoder, format))))
+                    line.append((portion, asyncio.create_task(self._prepared(portion, writer, format))))
                     asked += portion.size
                 self._wake()
                 prepared = await self._in_time(line[0][1])
@@ -187,7 +175,7 @@ class Batcher:
                 size = portion.size
                 made += size
                 last = made == source.count
-                yield size, await self._encoded(portion.is_small, format, _written, encoder, prepared, last)
+                yield size, await self._encoded(portion.is_small, format, _written, writer, prepared, last)
         finally:  # also when the client went away and this was cancelled
             made += sum(portion.size for portion, _ in line if portion.settled)
             for portion, task in line:
@@ -233,9 +221,9 @@ class Batcher:
             self.telemetry.refused("timeout")
             raise busy(f"this request waited {self.timeout_s:g} s for the model", self.wait_s()) from None
 
-    async def _prepared(self, portion: Portion, encoder: Encoder[Prepared], format: str) -> Prepared:
+    async def _prepared(self, portion: Portion, writer: Writer, format: str) -> Any:
         pixels = await portion.ready
-        return await self._encoded(portion.is_small, format, encoder.prepare, portion.offset, pixels)
+        return await self._encoded(portion.is_small, format, writer.prepare, portion.offset, pixels)
 
     async def _encoded(self, here: bool, format: str, work: Callable[..., T], *args: object) -> T:
         def timed() -> tuple[T, float]:
@@ -311,9 +299,9 @@ class Batcher:
                 portion.ready.set_result(portion.pixels)
 
 
-def _written(encoder: Encoder[Prepared], prepared: Prepared, last: bool) -> bytes:
-    data = encoder.add(prepared)
-    return data + encoder.finish() if last else data
+def _written(writer: Writer, prepared: Any, last: bool) -> bytes:
+    data = writer.add(prepared)
+    return data + writer.finish() if last else data
 
 
 async def _in(executor: ThreadPoolExecutor, work: Callable[..., T], *args: object) -> T:

@@ -95,6 +95,12 @@ class LoadedModel:
             raise Problem(status, str(error)) from None
 
 
+def _unavailable(id: str) -> Problem:
+    return Problem(
+        503, f"model {id} could not be loaded; ask the operator of this service", headers={"Retry-After": "60"}
+    )
+
+
 def _match_names(text: str, names: Sequence[str]) -> tuple[str, ...] | None:
     """`names` that `text` joins by +, each at most once; None where it doesn't."""
     if text in names:
@@ -129,11 +135,7 @@ class Stock:
             return self.listings[wanted]
         broken = [id for id in self.damaged if id == wanted or (version is None and id.startswith(f"{name}/"))]
         if broken:
-            raise Problem(
-                503,
-                f"model {broken[-1]} could not be loaded; ask the operator of this service",
-                headers={"Retry-After": "60"},
-            )
+            raise _unavailable(broken[-1])
         versions = [listing.entry.version for listing in self.listings.values() if listing.entry.name == name]
         if versions:
             raise Problem(status, f"no version {shown(version)} of model {name}, expected {listed(versions)}")
@@ -256,11 +258,7 @@ class Catalog:
             return LoadedModel(listing, await self._load(listing.id))
         except Exception as error:
             logger.error("model %s is unavailable: %s", listing.id, error)
-            raise Problem(
-                503,
-                f"model {listing.id} could not be loaded; ask the operator of this service",
-                headers={"Retry-After": "60"},
-            ) from None
+            raise _unavailable(listing.id) from None
 
     def _read(self, entry: ModelEntry, id: str) -> Listing | None:
         try:

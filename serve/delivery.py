@@ -40,6 +40,23 @@ async def deliver(
     return Response(body, media_type=format.media_type, headers=headers)
 
 
+def asked_by(request: Request, key: Key) -> dict[str, object]:
+    """Who asks, for the audit log."""
+    return {
+        "request": request_id(request),
+        "key": key.name,
+        "peer": request.client.host if request.client else "",
+    }
+
+
+def allowed_by(verdict: Verdict | None) -> dict[str, object]:
+    """What the privacy gate said, and who overrode it, for the audit log."""
+    return {
+        "privacy": str(verdict or ""),
+        "override": str(verdict.override) if verdict and verdict.override else "",
+    }
+
+
 class _Sending:
     """Keeps the books of one order."""
 
@@ -52,17 +69,8 @@ class _Sending:
         """Who takes which addresses, for the audit log."""
         order = self.order
         way = {"to": f"{order.way.seed}/{order.way.index}", "at": list(order.way.at)} if order.way else {}
-        return {
-            "request": request_id(self.request),
-            "key": self.key.name,
-            "peer": self.request.client.host if self.request.client else "",
-            "address": order.address(0),
-            "count": order.count,
-            **way,
-            "format": format.name,
-            "privacy": str(verdict or ""),
-            "override": str(verdict.override) if verdict and verdict.override else "",
-        }
+        taken = {"address": order.address(0), "count": order.count, **way, "format": format.name}
+        return asked_by(self.request, self.key) | taken | allowed_by(verdict)
 
     async def parts(self, writer: Writer) -> AsyncGenerator[bytes, None]:
         """The bytes of what is made; when it ends, however that is, the books are closed."""

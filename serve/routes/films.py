@@ -15,8 +15,9 @@ from serve import formats
 from serve.access.keyfile import Key
 from serve.backend import Backend
 from serve.catalog import LoadedModel
+from serve.delivery import allowed_by, asked_by
 from serve.orders import header_text
-from serve.problems import Problem, busy, request_id, shown
+from serve.problems import Problem, busy, shown
 from serve.schemas import SYNTHETIC_HEADERS, Anomaly, Encoding, documented
 from serve.security import Doorkeeper
 from vaegan.anomaly import anomaly
@@ -105,12 +106,9 @@ def film_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
         film = Film(loaded, classes, pixels)
         await backend.record(
             request.url.path.rsplit("/", 1)[-1],
-            request=request_id(request),
-            key=key.name,
-            peer=request.client.host if request.client else "",
+            **asked_by(request, key),
             address=film.address,
-            privacy=str(verdict or ""),
-            override=str(verdict.override) if verdict and verdict.override else "",
+            **allowed_by(verdict),
         )
         return film, await backend.batcher.call(lambda: work(film))
 

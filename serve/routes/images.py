@@ -29,6 +29,25 @@ def image_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
     cache_control = f"{'private' if doorkeeper.has_keys else 'public'}, max-age=31536000, immutable"
     media_types = [format.media_type for format in formats.FORMATS]
 
+    async def answer(
+        request: Request, key: Key, order: Order, *, seed: int, start: int, count: int, way: Way | None = None
+    ) -> Response:
+        """The images that a body asks for, in the format that the request accepts."""
+        names = _classes(order)
+        format = formats.negotiate(request.headers.get("accept"), count)
+        listing, verdict = backend.find(order.model, order.version, key, "sample", status=422)
+        made = make_order(
+            await backend.load(listing),
+            names,
+            seed=seed,
+            start=start,
+            count=count,
+            latent=order.latent,
+            truncation=order.truncation,
+            way=way,
+        )
+        return await deliver(backend, request, key, made, format, verdict)
+
     @router.post(
         "/samples",
         response_class=Response,
@@ -49,19 +68,7 @@ def image_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
                 f"count is {shown(order.count)}, expected an integer from 1 to {backend.config.max_count}; "
                 "ask in several requests, each with the next start",
             )
-        names = _classes(order)
-        format = formats.negotiate(request.headers.get("accept"), order.count)
-        listing, verdict = backend.find(order.model, order.version, key, "sample", status=422)
-        made = make_order(
-            await backend.load(listing),
-            names,
-            seed=order.seed,
-            start=order.start,
-            count=order.count,
-            latent=order.latent,
-            truncation=order.truncation,
-        )
-        return await deliver(backend, request, key, made, format, verdict)
+        return await answer(request, key, order, seed=order.seed, start=order.start, count=order.count)
 
     @router.post(
         "/interpolate",
@@ -78,20 +85,10 @@ def image_routes(backend: Backend, doorkeeper: Doorkeeper) -> APIRouter:
         key: Annotated[Key, may_sample],
     ) -> Response:
         """Images at equal steps on the way from one address to another, both included."""
-        names = _classes(order)
-        format = formats.negotiate(request.headers.get("accept"), order.steps)
-        listing, verdict = backend.find(order.model, order.version, key, "sample", status=422)
-        made = make_order(
-            await backend.load(listing),
-            names,
-            seed=order.from_.seed,
-            start=order.from_.index,
-            count=order.steps,
-            latent=order.latent,
-            truncation=order.truncation,
-            way=Way(order.to.seed, order.to.index, fractions(order.steps)),
+        way = Way(order.to.seed, order.to.index, fractions(order.steps))
+        return await answer(
+            request, key, order, seed=order.from_.seed, start=order.from_.index, count=order.steps, way=way
         )
-        return await deliver(backend, request, key, made, format, verdict)
 
     @router.head(IMAGE_PATH, include_in_schema=False)
     @router.get(

@@ -17,7 +17,7 @@ def open_routes(backend: Backend) -> APIRouter:
 
     @router.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+        return FileResponse(STATIC / "index.html")
 
     @router.get("/healthz", tags=["health"], responses=documented())
     async def healthz() -> Health:
