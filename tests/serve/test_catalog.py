@@ -14,7 +14,7 @@ from cluster.errors import UserError
 from serve.access.keyfile import Keys
 from serve.catalog import Catalog, RecentlyUsed
 from serve.versions import main as versions
-from vaegan.registry import Registry, renew_sums
+from vaegan.registry import Registry
 from vaegan.sampler import Sampler
 
 publish_untrained = runpy.run_path(str(Path(__file__).with_name("untrained.py")))["publish_untrained"]
@@ -121,13 +121,8 @@ def test_a_registry_that_is_away_for_a_moment_changes_nothing(running, root):
     assert version(running) == "2"
 
 
-def test_a_verdict_that_an_audit_writes_later_is_seen(running, root):
-    from cluster.storage import read_json, write_json
-
-    folder = root / "chest" / "2"
-    failed = {"verdict": "fail", "scopes": {"images": {"verdict": "fail"}}}
-    write_json(folder / "model.json", read_json(folder / "model.json") | {"privacy": failed})
-    renew_sums(folder)
+def test_a_verdict_that_an_audit_writes_later_is_seen(running, root, write_verdict):
+    write_verdict(root / "chest" / "2", {"verdict": "fail", "scopes": {"images": {"verdict": "fail"}}})
     assert running.post(BODY).status_code == 200
     refresh(running)
     assert running.post(BODY).status_code == 403

@@ -8,7 +8,6 @@ from cluster.errors import UserError
 from serve.gate import Gate, read_overrides
 from vaegan.card import record_audit
 from vaegan.checkpoint import read_info
-from vaegan.registry import renew_sums
 
 OVERRIDE = """
 [[override]]
@@ -30,7 +29,7 @@ def privacy(images="pass", model="pass"):
 
 
 @pytest.fixture
-def audited(registry, tmp_path):
+def audited(registry, tmp_path, write_verdict):
     """A registry whose chest/2 was audited with given verdicts, as model.json would hold them."""
 
     def build(**verdicts):
@@ -42,13 +41,6 @@ def audited(registry, tmp_path):
         return root
 
     return build
-
-
-def write_verdict(folder, found):
-    from cluster.storage import read_json, write_json
-
-    write_json(folder / "model.json", read_json(folder / "model.json") | {"privacy": found})
-    renew_sums(folder)
 
 
 def test_a_model_whose_images_failed_gives_no_images_in_any_way(audited, service_of):
