@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from cluster.errors import UserError
 from vaegan.classifier import SmallCNN, fixed_seed
-from vaegan.images import to_tensor
 from vaegan.metrics.extractor import load_weights, read_weights
 from vaegan.metrics.features import make_extractor
+from vaegan.tensors import to_tensor
 
 ClassifierName = Literal["small_cnn", "resnet18", "logistic"]
 CLASSIFIERS: tuple[ClassifierName, ...] = get_args(ClassifierName)

@@ -11,8 +11,8 @@ import torch
 from downstream.arms import TrainingRows, classical_augmentation
 from downstream.classifiers import PIXELS, ClassifierName, LogisticOnFeatures, build_network, image_features
 from vaegan.classifier import Task, fit, fixed_seed, predict, random_batches
-from vaegan.images import to_pixels, to_tensor
 from vaegan.shards import Images
+from vaegan.tensors import to_pixels, to_tensor
 
 AUGMENTED_COPIES = 4
 """Changed copies of each row that `logistic` is given where a network would see a new one at each step."""

@@ -25,8 +25,8 @@ from downstream.tasks import Data
 from serve.client.dataset import SyntheticStream
 from serve.client.requests import Classes, Order
 from vaegan.classifier import fit, predict, random_batches
-from vaegan.images import to_tensor
 from vaegan.shards import Images, read_split
+from vaegan.tensors import to_tensor
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """x (B, C, H, W) float32 in [-1, 1], y (B, K) float32."""

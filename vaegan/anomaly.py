@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cluster.errors import UserError
-from vaegan.images import to_tensor
 from vaegan.losses import kl_divergence, reconstruction
 from vaegan.networks import FEW_ROWS, Networks
 from vaegan.sampler import Sampler
+from vaegan.tensors import to_tensor
 
 Score = Callable[[Networks, Tensor, Tensor], Iterable[tuple[str, Tensor]]]
 """(networks, images (N, C, H, W) in [-1, 1], labels (N, K)) to names and values (N,)."""

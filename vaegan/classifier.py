@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vaegan.images import to_tensor
+from vaegan.tensors import to_tensor
 
 Task = Literal["multiclass", "multilabel"]
 """multiclass: every image has exactly one class (softmax); multilabel: any number of them (one sigmoid per class)."""

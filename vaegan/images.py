@@ -1,4 +1,4 @@
-"""Pixels: uint8 arrays to tensors in [-1, 1] and back, image files, grids, and hashes that find copies."""
+"""Pixels as uint8 arrays, without PyTorch: image files in and out, sizes, grids, and hashes that find copies."""
 
 import hashlib
 import io
@@ -9,9 +9,7 @@ from contextlib import contextmanager
 
 import imagehash
 import numpy as np
-import torch
 from PIL import Image, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
-from torch import Tensor
 
 from cluster.errors import UserError
 
@@ -30,25 +28,6 @@ ROWS = 256
 
 class TooManyPixels(UserError):
     """An image larger than what is taken."""
-
-
-def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on a device. To a GPU it goes through pinned memory: this process need not wait for the copy."""
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
-def to_tensor(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1]: 0 becomes -1 and 255 becomes 1."""
-    grey = to_device(torch.from_numpy(np.ascontiguousarray(pixels)), device)  # a quarter of the bytes of floats
-    return grey.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def to_pixels(x: Tensor) -> np.ndarray:
-    """Float (N, C, H, W) in [-1, 1] to uint8 (N, H, W, C), rounded to the nearest grey level; values outside clip."""
-    grey = x.detach().float().add(1).mul(127.5).round().clamp(0, 255)
-    return grey.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def decode(

@@ -13,13 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 from cluster.errors import UserError
 from cluster.storage import atomic_file
 from vaegan.checkpoint import Progress
-from vaegan.images import encode_png, grid, to_pixels, to_tensor
+from vaegan.images import encode_png, grid
 from vaegan.latents import prior
 from vaegan.networks import Networks
 from vaegan.optimizers import DecoderAverage
 from vaegan.recipe import TrainConfig
 from vaegan.runs import model_folder, settings
 from vaegan.shards import Images, Manifest
+from vaegan.tensors import to_pixels, to_tensor
 from vaegan.tracking import Tracker
 from vaegan.watchdog import Fault
 

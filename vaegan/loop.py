@@ -27,13 +27,13 @@ from vaegan.checkpoint import (
 )
 from vaegan.collectives import average_over_workers, broadcast_number
 from vaegan.export import ancestor, build, export
-from vaegan.images import to_device, to_tensor
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.recipe import TrainConfig, choose_dtype
 from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, locked, model_folder, settings, tidy
 from vaegan.shards import Images, Manifest, read_manifest, read_split
 from vaegan.steps import Batch
+from vaegan.tensors import to_device, to_tensor
 from vaegan.validation import Validation
 from vaegan.watchdog import Fault, Memory, Watchdog
 

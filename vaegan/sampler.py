@@ -10,10 +10,10 @@ from torch import Tensor
 from cluster.errors import UserError
 from vaegan import latents
 from vaegan.checkpoint import ModelInfo, read_model
-from vaegan.images import to_pixels, to_tensor
 from vaegan.latents import Mixture
 from vaegan.networks import FEW_ROWS, Encoder, Networks
 from vaegan.shards import Images
+from vaegan.tensors import to_pixels, to_tensor
 
 CHUNK = 64  # images decoded at a time: enough to keep a core busy, little enough to stay in its cache
 

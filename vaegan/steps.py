@@ -11,10 +11,10 @@ from torch.nn.utils import parametrize
 from vaegan import losses
 from vaegan.augment import NUM_DRAWS, diff_augment
 from vaegan.collectives import start_average
-from vaegan.images import to_device
 from vaegan.losses import LossConfig
 from vaegan.networks import Networks, has_batch_statistics
 from vaegan.optimizers import Optimizers
+from vaegan.tensors import to_device
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaegan.images import to_pixels, to_tensor
 from vaegan.latents import prior
 from vaegan.metrics.sliced_wasserstein import sliced_wasserstein
 from vaegan.networks import Networks
 from vaegan.shards import Images
+from vaegan.tensors import to_pixels, to_tensor
 
 SEED = 2_000_003
 BATCH = 64  # images through a network at a time

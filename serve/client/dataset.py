@@ -18,7 +18,7 @@ from serve.client.mix import Mix
 from serve.client.requests import Classes
 from serve.client.retry import Retry
 from serve.client.sync import Client
-from vaegan.images import to_tensor
+from vaegan.tensors import to_tensor
 
 Item = tuple[Tensor, Tensor]
 CLOSE_TIMEOUT_S = 5.0

@@ -7,11 +7,11 @@ import torch
 from cluster.errors import UserError
 from vaegan.anomaly import anomaly
 from vaegan.attacks import attack_scores
-from vaegan.images import to_tensor
 from vaegan.loop import train_loop
 from vaegan.losses import kl_divergence, reconstruction
 from vaegan.sampler import Sampler
 from vaegan.shards import read_split
+from vaegan.tensors import to_tensor
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from vaegan.attacks import attack_scores
-from vaegan.images import to_tensor
 from vaegan.loop import train_loop
 from vaegan.losses import kl_divergence
 from vaegan.sampler import Sampler
 from vaegan.shards import Images, read_split
+from vaegan.tensors import to_tensor
 
 
 @pytest.fixture

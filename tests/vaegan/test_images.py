@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError
-from vaegan.images import decode, encode_png, grid, perceptual_hash, pixel_hash, resize, to_pixels, to_tensor
+from vaegan.images import decode, encode_png, grid, perceptual_hash, pixel_hash, resize
+from vaegan.tensors import to_pixels, to_tensor
 
 
 def file(array: np.ndarray, kind: str = "PNG", **settings) -> bytes:

@@ -12,13 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.errors import UserError
 from cluster.storage import read_json
 from vaegan.checkpoint import bests, checkpoints
-from vaegan.images import to_tensor
 from vaegan.loop import batches, train_loop
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
 from vaegan.runs import SoloRun, TrainingFailedError
 from vaegan.shards import read_split
+from vaegan.tensors import to_tensor
 from vaegan.validation import ValidationConfig
 from vaegan.watchdog import WatchdogConfig
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vaegan.export import build
-from vaegan.images import to_pixels, to_tensor
 from vaegan.recipe import Recipe
 from vaegan.shards import read_manifest, read_split
+from vaegan.tensors import to_pixels, to_tensor
 from vaegan.validation import Validation, ValidationConfig
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.errors import UserError
-from vaegan.images import to_device
+from vaegan.tensors import to_device
 
 EXTRACTION_VERSION = 1
 """Raised when a change here, or of a network's preprocessing, moves features beyond rounding: no cache may mix them."""

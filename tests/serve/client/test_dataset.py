@@ -15,7 +15,7 @@ from cluster.errors import UserError
 from serve.client import Retry, ServiceError
 from serve.client.dataset import SyntheticStream
 from serve.client.mix import Mix
-from vaegan.images import to_tensor
+from vaegan.tensors import to_tensor
 
 MIX = {"normal": 1, "mass": 3}
 
