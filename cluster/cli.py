@@ -15,6 +15,9 @@ from cluster.errors import UserError
 
 Config = TypeVar("Config")
 
+TRUTHS = ("true", "false", "yes", "no", "on", "off")
+"""What a switch may be followed by; any other word is not its own."""
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -24,11 +27,15 @@ def run_command(
     *,
     prog: str,
     argv: Sequence[str] | None = None,
+    positional: str | None = None,
 ) -> int:
     """Parse a command line into `config_type`, call `command` with it and return the exit status.
 
     Each field is a flag (`run_dir` is `--run-dir`, a nested `loss.gamma` is `--loss.gamma`); `--config FILE.yaml`
     gives values for fields, which later flags override; unknown flags and keys fail.
+
+    Args:
+        positional: the field that a word of its own is for, first or between the flags; its flag may be typed as well.
 
     Returns:
         What `command` returned (None counts as 0); 2 after a `UserError` or an `OSError`, told in one sentence on
@@ -37,7 +44,7 @@ def run_command(
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        config = parse(config_type, [word for word in arguments if word != "--debug"], prog=prog)
+        config = parse(config_type, [word for word in arguments if word != "--debug"], prog=prog, positional=positional)
         return command(config) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -52,13 +59,14 @@ def run_command(
         return 2
 
 
-def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str) -> Config:
+def parse(config_type: type[Config], arguments: Sequence[str], *, prog: str, positional: str | None = None) -> Config:
     """The dataclass that a command line describes. Exits with status 2, as argparse does, on an unknown flag."""
-    parser = _Parser(prog=prog, description=_summary(config_type), exit_on_error=True)
+    usage = None if positional is None else f"%(prog)s {positional.upper()} [flags]"
+    parser = _Parser(prog=prog, usage=usage, description=_summary(config_type), exit_on_error=True)
     parser.add_argument("--config", action="config", help="YAML file with values for any of these; flags override it")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a user's mistake")
     parser.add_class_arguments(config_type, None)
-    namespace = parser.parse_args(_as_people_type(arguments, _types(config_type)))
+    namespace = parser.parse_args(_as_people_type(arguments, _types(config_type), positional))
     del namespace["config"], namespace["debug"]
     try:
         return config_type(**vars(parser.instantiate(namespace)))
@@ -92,12 +100,17 @@ class _Parser(jsonargparse.ArgumentParser):
         raise UserError(f"{message}{required}{flags}; see {self.prog} --help")
 
 
-def _as_people_type(words: Sequence[str], types: dict[str, Any]) -> list[str]:
-    """Spell flags as the parser wants them: `--fractions 0.1 0.5` as one list, a bare `--strict` as true."""
+def _as_people_type(words: Sequence[str], types: dict[str, Any], positional: str | None = None) -> list[str]:
+    """Spell flags as the parser wants them: `--fractions 0.1 0.5` as one list, a bare `--strict` as true, the first
+    word that belongs to no flag as the value of `positional`'s."""
     spelled: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        if positional and not word.startswith("-"):
+            spelled.append(f"--{positional}={word}")
+            positional = None
+            continue
         if not word.startswith("--"):
             spelled.append(word)
             continue
@@ -108,9 +121,13 @@ def _as_people_type(words: Sequence[str], types: dict[str, Any]) -> list[str]:
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         if equals or not (kind is bool or get_origin(kind) is tuple):
-            spelled += [flag + equals + value, *values]
+            own = 0 if equals else 1
+            spelled += [flag + equals + value, *values[:own]]
+            rest = values[own:] + rest
         elif kind is bool:
-            spelled += [flag, *(values or ["true"])]
+            own = 1 if values and values[0].lower() in TRUTHS else 0
+            spelled += [flag, *(values[:own] or ["true"])]
+            rest = values[own:] + rest
         elif len(values) == 1 and values[0].startswith("["):
             spelled += [flag, *values]
         else:

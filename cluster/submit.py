@@ -27,6 +27,7 @@ STAGES = {
     "train": "vaegan.train",
     "sample": "vaegan.sample",
     "evaluate": "vaegan.evaluate",
+    "inspect": "vaegan.inspect",
     "ablate": "downstream.ablate",
     "report": "downstream.report",
 }

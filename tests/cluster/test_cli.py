@@ -51,6 +51,33 @@ def test_flags_take_hyphens_underscores_lists_and_bare_switches():
     assert read("--out_dir", "x", "--shares", "[0.3]", "--names", "[]").shares == (0.3,)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a b", "--strict", "--kind", "b"],
+        ["--kind", "b", "a b", "--strict"],
+        ["--strict", "a b", "--kind=b"],
+        ["--strict", "yes", "a b", "--kind", "b"],
+        ["--kind=b", "--strict", "--out-dir", "a b"],
+    ],
+)
+def test_one_field_may_be_a_word_of_its_own_anywhere_between_flags(words):
+    config = parse(Config, words, prog="x", positional="out_dir")
+    assert (config.out_dir, config.kind, config.strict) == (Path("a b"), "b", True)
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b"], ["--strict", "false", "--kind", "b"]])
+def test_such_a_word_must_be_there_once(words, capsys):
+    assert run_command(Config, lambda config: 0, prog="x", argv=words, positional="out_dir") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_says_where_such_a_word_stands(capsys):
+    with pytest.raises(SystemExit):
+        run_command(Config, lambda config: 0, prog="x", argv=["-h"], positional="out_dir")
+    assert "x OUT_DIR [flags]" in capsys.readouterr().out
+
+
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("kind: b\ninner:\n  weight: 2\n")

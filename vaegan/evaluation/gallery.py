@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from vaegan.evaluation.embedding import Embedding, embed
 from vaegan.evaluation.lookalikes import most_alike
 from vaegan.evaluation.misses import stretches
+from vaegan.images import reduced, reduced_size
 from vaegan.metrics.intervals import draw_rows
 
 MAX_SIDE = 112
@@ -173,7 +173,7 @@ def build_gallery(
     """
     grids, num_hidden = class_grids(real, synthetic, seed)
     height, width = real.pixels(np.array([0])).shape[1:3]
-    shown = reduced_size(height, width)
+    shown = reduced_size(height, width, MAX_SIDE)
     alike_real, compared_real = alike_pairs(real, "real", seed)
     alike_synthetic, compared_synthetic = alike_pairs(synthetic, "synthetic", seed)
     return Gallery(
@@ -247,7 +247,7 @@ def pictures(images: ImageRows, rows: np.ndarray, source: str) -> tuple[Picture,
         return ()
     words = class_words(images, rows)
     return tuple(
-        Picture(reduced(image), source, str(images.image_id[row]), str(label))
+        Picture(reduced(image, MAX_SIDE), source, str(images.image_id[row]), str(label))
         for image, row, label in zip(images.pixels(rows), rows, words, strict=True)
     )
 
@@ -257,21 +257,6 @@ def class_words(images: ImageRows, rows: np.ndarray) -> np.ndarray:
     names = np.array(images.classes, dtype=object)
     told = [" + ".join(names[label.astype(bool)]) or NO_CLASS for label in images.labels[rows]]
     return np.array(told, dtype=object)
-
-
-def reduced_size(height: int, width: int) -> tuple[int, int]:
-    scale = min(1.0, MAX_SIDE / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def reduced(pixels: np.ndarray) -> np.ndarray:
-    """One uint8 (H, W, C) image with no side above `MAX_SIDE`: antialiased, the whole image."""
-    height, width = reduced_size(*pixels.shape[:2])
-    if (height, width) == pixels.shape[:2]:
-        return pixels
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    return small[:, :, None] if small.ndim == 2 else small
 
 
 # --------------------------------------------------------------------------------------------- found, mapped, compared

@@ -9,9 +9,10 @@ import pytest
 
 from vaegan.evaluation import gallery
 from vaegan.evaluation.embedding import embed, principal_components
-from vaegan.evaluation.gallery import FeatureSets, build_gallery, class_grids, find_misses, reduced
+from vaegan.evaluation.gallery import FeatureSets, build_gallery, class_grids, find_misses
 from vaegan.evaluation.lookalikes import most_alike
 from vaegan.evaluation.misses import stretches
+from vaegan.images import reduced
 from vaegan.metrics.manifold import manifold_metrics
 
 MADE = runpy.run_path(str(Path(__file__).with_name("made.py")))
@@ -72,9 +73,9 @@ def test_many_classes_don_t_make_the_page_large():
 
 def test_large_images_are_reduced_whole_and_small_ones_left_alone():
     wide = np.random.default_rng(0).integers(0, 256, (300, 600, 3), dtype=np.uint8)
-    assert reduced(wide).shape == (56, 112, 3)
+    assert reduced(wide, 112).shape == (56, 112, 3)
     small = wide[:64, :64, :1]
-    assert reduced(small) is small
+    assert reduced(small, 112) is small
 
 
 @pytest.mark.parametrize("copies", [0, 6])
