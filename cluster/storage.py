@@ -1,10 +1,12 @@
-"""Files that are either whole or absent: atomic writes, hashes, JSON."""
+"""Files that are either whole or absent: atomic writes, hashes, JSON, locks."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,33 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(file: Path, busy: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep other processes of this machine that lock the same file out for as long as the context lasts.
+
+    Args:
+        busy: the error's sentence where another process holds the lock.
+        wait_s: how long to wait for it to end.
+
+    Raises:
+        UserError: another holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    give_up_s = time.monotonic() + wait_s
+    with file.open("w") as opened:
+        while True:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_s:
+                    raise UserError(busy) from None
+                time.sleep(0.2)
+            except OSError:
+                break  # some network file systems have no locks; nothing else here depends on them
+        yield
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -19,6 +19,7 @@ MIN_CORRELATION = 0.992
 JPEG of quality 10, 20 % brighter, with 30 % more contrast, gamma 1.2 or a third of the size stays above 0.993 and
 within 8 bits. A copy with its border cropped by 2 % is not found."""
 TILE = 1024  # hashes a side: 8 MB of differences, which stay in the cache
+PAIRS = 4096  # compared by thumbnail at a time: 4 kB each, four times, as floats
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -27,9 +28,9 @@ def thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
 
 
-def exact_pairs(pixel_hashes: Sequence[str]) -> NDArray[np.int64]:
-    """(P, 2): each image that repeats an earlier one, with the first of its kind."""
-    first: dict[str, int] = {}
+def exact_pairs(pixel_hashes: Sequence[str | bytes]) -> NDArray[np.int64]:
+    """(P, 2): each image that repeats an earlier one, after the first of its kind."""
+    first: dict[str | bytes, int] = {}
     pairs = [(first.setdefault(h, i), i) for i, h in enumerate(pixel_hashes)]
     return np.array([pair for pair in pairs if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
 
@@ -38,6 +39,7 @@ def near_pairs(
     hashes: NDArray[np.uint64],
     thumbnails: NDArray[np.uint8],
     *,
+    rows: NDArray[np.int64] | None = None,
     max_distance: int = MAX_DISTANCE,
     min_correlation: float = MIN_CORRELATION,
 ) -> NDArray[np.int64]:
@@ -47,21 +49,24 @@ def near_pairs(
 
     Args:
         hashes: perceptual hashes (N,).
-        thumbnails: (N, 32, 32).
+        thumbnails: (N, 32, 32); of a file that is mapped to memory only those of likely pairs are read.
+        rows: which of the N to compare, in rising order; all of them by default.
     """
+    rows = np.arange(len(hashes)) if rows is None else rows
+    hashes = hashes[rows]
     found = [np.empty((0, 2), dtype=np.int64)]
     starts = range(0, len(hashes), TILE)
     for top, left in ((top, left) for top in starts for left in starts if left >= top):
         close = np.bitwise_count(hashes[top : top + TILE, None] ^ hashes[None, left : left + TILE]) <= max_distance
-        pairs = np.argwhere(np.triu(close, 1) if top == left else close) + np.array([top, left])
-        for at in range(0, len(pairs), 65536):  # thumbnails weigh 1 kB, many more as floats
-            pair = pairs[at : at + 65536]
-            found.append(pair[_correlation(thumbnails[pair[:, 0]], thumbnails[pair[:, 1]]) >= min_correlation])
+        pairs = rows[np.argwhere(np.triu(close, 1) if top == left else close) + np.array([top, left])]
+        for at in range(0, len(pairs), PAIRS):
+            pair = pairs[at : at + PAIRS]
+            found.append(pair[correlation(thumbnails[pair[:, 0]], thumbnails[pair[:, 1]]) >= min_correlation])
     return np.concatenate(found)
 
 
-def _correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pearson correlation of each image with its partner, (N,): blind to brightness and contrast."""
+def correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pearson correlation of each thumbnail with its partner, (N,): blind to brightness and contrast."""
     x, y = (v.reshape(len(v), -1).astype(np.float32) for v in (a, b))
     x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
@@ -69,12 +74,11 @@ def _correlation(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float
 
 
 def find_pairs(
-    pixel_hashes: Sequence[str], hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]
+    pixel_hashes: Sequence[str | bytes], hashes: NDArray[np.uint64], thumbnails: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Exact and near pairs, (P, 2) each; of exact copies only the first is compared with others."""
     exact = exact_pairs(pixel_hashes)
-    unique = np.setdiff1d(np.arange(len(hashes)), exact[:, 1])
-    return exact, unique[near_pairs(hashes[unique], thumbnails[unique])]
+    return exact, near_pairs(hashes, thumbnails, rows=np.setdiff1d(np.arange(len(hashes)), exact[:, 1]))
 
 
 def components(num_rows: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:

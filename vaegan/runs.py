@@ -1,9 +1,7 @@
 """A run's folder: who may write into it, and where a worker's checkpoints go."""
 
-import fcntl
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +9,20 @@ from typing import Any, Protocol
 
 import torch
 
+from cluster import storage
 from cluster.cli import as_dict
 from cluster.errors import UserError
 from cluster.storage import atomic_directory, read_json, write_json
 from vaegan.checkpoint import bests, checkpoint_name, checkpoints, images_at, is_checkpoint, is_model, remove_all_but
-from vaegan.export import data_sha256
+from vaegan.export import run_sha256
+from vaegan.reading import TrainingImages, order_name
 from vaegan.recipe import TrainConfig
-from vaegan.shards import Images
 from vaegan.tracking import without_password
 
 # What may differ between the command that started a run and the one that resumes it: where it runs, not what it makes.
 FREE_TO_CHANGE = (
     "num_workers", "min_workers", "max_failures", "gpu", "keep_checkpoints", "cluster", "publish_to", "data", "run_dir",
-    "resume", "dry_run", "mlflow", "mlflow_experiment",
+    "resume", "dry_run", "mlflow", "mlflow_experiment", "reading",
 )  # fmt: skip
 
 
@@ -85,14 +84,17 @@ def check_enough(config: TrainConfig, num_images: int) -> None:
         )
 
 
-def check_run(config: TrainConfig, images: Images) -> bool:
+def check_run(config: TrainConfig, images: TrainingImages) -> bool:
     """Claim the run's folder for this config; True when its model is there already.
 
     Raises:
         UserError: too few images, or the folder holds a run of another config or of other images.
     """
     check_enough(config, len(images))
-    content = {"config": settings(config), "data_sha256": data_sha256(images), "num_training_images": len(images)}
+    content = {
+        "config": settings(config), "data_sha256": run_sha256(images), "num_training_images": len(images),
+        "order": order_name(images),
+    }  # fmt: skip
     path = config.run_dir / "config.json"
     begun = checkpoints(config.run_dir) or (config.run_dir / "stats.jsonl").exists()
     if not path.exists() or not begun:  # what failed before its first step, by a mistyped path say, claims nothing
@@ -101,7 +103,11 @@ def check_run(config: TrainConfig, images: Images) -> bool:
     before = read_json(path)
     old, new = before["config"], settings(config)
     differ = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
-    differ += ["the training images"] if before["data_sha256"] != content["data_sha256"] else []
+    order = before.get("order", "permuted")  # earlier versions didn't tell, and had all images in memory
+    if order != content["order"]:
+        differ.append(f"the order of images ({order})")
+    elif before["data_sha256"] != content["data_sha256"]:
+        differ.append("the training images")
     if differ:
         raise UserError(
             f"{config.run_dir} holds a run that differs in {', '.join(differ)}: "
@@ -122,21 +128,8 @@ def locked(run_dir: Path, name: str = ".lock", wait_s: float = 0.0) -> Iterator[
     Raises:
         UserError: another holds it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    give_up_s = time.monotonic() + wait_s
-    with (run_dir / name).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= give_up_s:
-                    raise UserError(
-                        f"another process trains in {run_dir}: wait for it, or choose another --run-dir"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:
-                break  # some network file systems have no locks; nothing else here depends on them
+    busy = f"another process trains in {run_dir}: wait for it, or choose another --run-dir"
+    with storage.locked(run_dir / name, busy, wait_s):
         yield
 
 

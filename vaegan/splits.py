@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from cluster.errors import UserError
 from vaegan.shards import SPLITS
@@ -47,6 +46,8 @@ def make_split(
         labels: multi-hot (N, K).
         groups: rows of one group stay together (N,).
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # only here: every process that decodes loads this file
+
     key = strata(labels)
     num_groups = len(np.unique(groups))
     folds = min(MAX_FOLDS, num_groups, int(np.bincount(key).max()))
@@ -71,7 +72,7 @@ def _apportion(fractions: tuple[float, ...], folds: int) -> NDArray[np.int64]:
     shares = np.array(fractions) / sum(fractions)
     counts = np.where(shares > 0, np.maximum(1, np.round(shares * folds)), 0).astype(np.int64)
     counts[0] += folds - counts.sum()
-    while counts[0] < 1 <= fractions[0]:  # tiny sets: rounding up took everything from the first part
+    while counts[0] < 1 and fractions[0] > 0:  # tiny sets: rounding up took everything from the first part
         counts[counts.argmax()] -= 1
         counts[0] += 1
     return counts

@@ -25,8 +25,8 @@ class _TableWriter:
     def add(self, prepared: pa.Table) -> bytes:
         self.waiting.append(prepared)
         self.rows += len(prepared)
-        while self.rows >= shards.ROW_GROUP:
-            self._write(shards.ROW_GROUP)
+        while self.rows >= shards.GROUP_ROWS:
+            self._write(shards.GROUP_ROWS)
         return self.sink.drain()
 
     def finish(self) -> bytes:

@@ -1,40 +1,68 @@
-"""Sources of images: one file each, all in `IMPORTERS`. An importer lists records; `vaegan.prepare` decodes them."""
+"""Sources of images: one file each, all in `FORMATS`. An importer lists records; `vaegan.preparation` decodes them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from cluster.errors import UserError
-from vaegan.importers.base import ImportConfig, ParquetConfig, Record, Source
-from vaegan.importers.folder import open_folder
-from vaegan.importers.parquet import open_parquet, parquet_files
-from vaegan.importers.phantom import open_phantom
+from vaegan.importers import (
+    chexpert,
+    dataset,
+    dicom,
+    folder,
+    medmnist,
+    mimic,
+    nih,
+    parquet,
+    phantom,
+    table,
+)
+from vaegan.importers.base import ImportConfig, Record, Source
 
-__all__ = ["IMPORTERS", "ImportConfig", "ParquetConfig", "Record", "Source", "detect"]
+__all__ = ["FORMATS", "ImportConfig", "Record", "Source", "open_source"]
 
-IMPORTERS: dict[str, Callable[[ImportConfig], Source]] = {
-    "phantom": open_phantom,
-    "folder": open_folder,
-    "parquet": open_parquet,
-}
+FORMATS = (
+    dataset.FORMAT,
+    nih.FORMAT,
+    chexpert.FORMAT,
+    mimic.FORMAT,
+    medmnist.FORMAT,
+    dicom.FORMAT,
+    table.FORMAT,
+    parquet.FORMAT,
+    folder.FORMAT,
+    phantom.FORMAT,
+)
+"""In the order in which they are tried: a format that is sure of itself stands before one that takes anything."""
 
 
-def detect(images: Path | None) -> str:
-    """Which importer reads `images`; the phantom where there are none.
+def open_source(config: ImportConfig, name: str = "auto") -> Source:
+    """What is at `config.images`, in the format called `name` or, for "auto", in the first that recognises it.
 
     Raises:
-        UserError: nothing is there, or it is a file of an unknown format.
+        UserError: no such format, nothing there, nothing that any format recognises, or what that format's `open` says.
     """
+    known = {each.name: each for each in FORMATS}
+    if name not in ("auto", *known):
+        raise UserError(f"--source is {name!r}: expected auto or one of {', '.join(known)}")
+    if name != "phantom" and name != "auto" and config.images is None:
+        raise UserError(f"--source {name} needs --images PATH: found none")
+    chosen = known[_detect(config.images) if name == "auto" else name]
+    if config.merge and chosen.name != "dataset":
+        raise UserError(
+            f"--merge takes datasets of AugRay's, and --images {config.images} is none ({chosen.name}): "
+            "prepare each source by itself, then merge the results"
+        )
+    return chosen.open(config)
+
+
+def _detect(images: Path | None) -> str:
     if images is None:
         return "phantom"
+    summaries = "; ".join(each.summary for each in FORMATS if each.name != "phantom")
     if not images.exists():
-        raise UserError(
-            f"no folder or file {images}: expected images below it, one subfolder per class, or Parquet; check --images"
-        )
-    if images.is_dir():
-        return "parquet" if parquet_files(images) else "folder"
-    if images.suffix.lower() == ".parquet":
-        return "parquet"
+        raise UserError(f"no folder or file {images}: expected one of: {summaries}; check --images")
+    for each in FORMATS:
+        if each.recognises(images):
+            return each.name
     raise UserError(
-        f"{images} is a file of unknown format ({images.suffix or 'no suffix'}): "
-        "expected a folder with one subfolder of images per class, or a .parquet file"
+        f"{images} is a file of unknown format ({images.suffix or 'no suffix'}): expected one of: {summaries}"
     )

@@ -3,13 +3,12 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import UserError
-from cluster.storage import file_sha256, text_sha256
-from vaegan.importers.base import SPLIT_NAMES, ImportConfig, Record, Source
+from cluster.storage import text_sha256
+from vaegan.importers.base import SPLIT_NAMES, Format, ImportConfig, Record, Source, fingerprint
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
 IGNORED_FOLDERS = {"__MACOSX"}
@@ -17,6 +16,8 @@ PATIENT_PRESETS = {
     # personN restarts for bacteria and virus: person1_bacteria and person1_virus are two children
     "kermany": r"(person\d+)_(bacteria|virus)|((?:NORMAL2-)?IM-\d+)",
 }
+MIN_RECOGNISED = 0.95
+"""Of the file names, for a set of images to be taken for one whose names are known."""
 
 
 def open_folder(config: ImportConfig) -> Source:
@@ -31,23 +32,23 @@ def open_folder(config: ImportConfig) -> Source:
     root = config.images
     if root is None or not root.is_dir():
         raise UserError(f"no folder {root}: expected one with a subfolder of images per class; check --images")
-    pattern = _patient_pattern(config.patient_regex)
-    notes: list[str] = []
-    class_folders = _class_folders(root)
-    files = [(split, label, file) for split, label, folder in class_folders for file in files_below(folder)]
-    images = [found for found in files if found[2].suffix.lower() in SUFFIXES]
-    _check_found(root, [file for *_, file in files], len(images), notes)
-    stems = Counter(file.stem for *_, file in images)
-
-    def record(split: str | None, label: str, file: Path) -> Record:
-        path = file.relative_to(root).as_posix()
-        image_id = file.stem if stems[file.stem] == 1 else path.rpartition(".")[0]
-        return Record(path, file, image_id, (label,), _patient(pattern, path), split)
+    folders = class_folders(root)
+    files = [(split, label, path) for split, label, folder in folders for path in files_below(root, folder)]
+    images = [found for found in files if suffix(found[2]) in SUFFIXES]
+    notes = check_found(root, [path for *_, path in files], len(images), SUFFIXES)
+    pattern, note = patient_pattern(config.patient_regex, [path for *_, path in images])
+    stems = Counter(_stem(path) for *_, path in images)
 
     def records() -> Iterator[Record]:
-        return (record(*found) for found in images)
+        for split, label, path in images:
+            stem = _stem(path)
+            image_id = stem if stems[stem] == 1 else path.rpartition(".")[0]
+            who = patient(pattern, path)
+            yield Record(
+                as_text(path), root / path, as_text(image_id), (label,), None if who is None else as_text(who), split
+            )
 
-    notes.append(_patient_note(pattern, images, root))
+    notes.append(note)
     repeated = sum(count for count in stems.values() if count > 1)
     if repeated:
         notes.append(f"{repeated} images share a file name: their image_id is the path in {root.name}/.")
@@ -55,106 +56,141 @@ def open_folder(config: ImportConfig) -> Source:
     return Source(
         kind="folder",
         task="multiclass",
-        classes=tuple(sorted({label for _, label, _ in class_folders})),
+        classes=tuple(sorted({label for _, label, _ in folders})),
         num_records=len(images),
         records=records,
-        inputs={"images": _content_sha256(root, [file for *_, file in images])},
+        fingerprint=text_sha256(
+            _lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
+        ),
+        inputs={"labels": text_sha256(_lines(f"{split}/{label}" for split, label, _ in images))},
         notes=notes,
     )
 
 
-def _class_folders(root: Path) -> list[tuple[str | None, str, Path]]:
-    """(split or None, class, folder) of every class folder."""
+def _lines(values: Iterable[str]) -> str:
+    return "".join(f"{value}\n" for value in values)
+
+
+def class_folders(root: Path) -> list[tuple[str | None, str, str]]:
+    """(split or None, class, path below `root`) of every class folder.
+
+    Raises:
+        UserError: splits beside other folders, or one level too high.
+    """
     top = _folders(root)
-    splits = [folder for folder in top if folder.name.lower() in SPLIT_NAMES]
+    splits = [folder for folder in top if folder.lower() in SPLIT_NAMES]
     if not splits:
-        wrapped = len(top) == 1 and [f for f in _folders(top[0]) if f.name.lower() in SPLIT_NAMES]
+        wrapped = len(top) == 1 and [f for f in _folders(root / top[0]) if f.lower() in SPLIT_NAMES]
         if wrapped:
-            raise UserError(f"{root} holds only {top[0].name}/, which holds {wrapped[0].name}/: use --images {top[0]}")
-        return [(None, folder.name, folder) for folder in top]
-    others = [folder.name for folder in top if folder not in splits]
+            raise UserError(f"{root} holds only {top[0]}/, which holds {wrapped[0]}/: use --images {root / top[0]}")
+        return [(None, folder, folder) for folder in top]
+    others = [folder for folder in top if folder not in splits]
     if others:
         raise UserError(
-            f"{root} holds {splits[0].name}/ beside {others[0]}/: expected either only splits (train, val, test) "
+            f"{root} holds {splits[0]}/ beside {others[0]}/: expected either only splits (train, val, test) "
             "or only classes at this level; move the other folders away"
         )
-    return [(SPLIT_NAMES[s.name.lower()], folder.name, folder) for s in splits for folder in _folders(s)]
+    return [(SPLIT_NAMES[s.lower()], label, f"{s}/{label}") for s in splits for label in _folders(root / s)]
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not _hidden(p.name))
+def _folders(path: Path) -> list[str]:
+    found = sorted(name for name in os.listdir(path) if not _hidden(name) and (path / name).is_dir())
+    if odd := [name for name in found if as_text(name) != name]:
+        raise UserError(f"the name of the folder {as_text(odd[0])} in {path} isn't UTF-8 text: rename it")
+    return found
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in IGNORED_FOLDERS
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files at any depth, sorted, but hidden ones."""
+def files_below(root: Path, folder: str = "") -> list[str]:
+    """Paths below `root` of all files at any depth of `folder`, sorted, but hidden ones."""
     found = []
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in os.walk(root / folder, onerror=_refuse):
         folders[:] = [name for name in folders if not _hidden(name)]
-        found += [Path(where, name) for name in names if not _hidden(name)]
+        below = Path(where).relative_to(root).as_posix()
+        found += [name if below == "." else f"{below}/{name}" for name in names if not _hidden(name)]
     return sorted(found)
 
 
-def _check_found(root: Path, files: Sequence[Path], num_images: int, notes: list[str]) -> None:
-    others = Counter(file.suffix.lower() or "no suffix" for file in files if file.suffix.lower() not in SUFFIXES)
-    others += Counter(p.suffix.lower() or "no suffix" for p in root.iterdir() if p.is_file() and not _hidden(p.name))
-    listed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+def _refuse(error: OSError) -> None:
+    """A folder that can't be listed must not be taken for an empty one."""
+    raise UserError(f"{error.filename} can't be read ({error.strerror}): make it readable, or move it away")
+
+
+def as_text(path: str) -> str:
+    """A path whose bytes are no text, made text: a dataset holds nothing else."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def suffix(path: str) -> str:
+    """In lower case, with its dot; empty where there is none."""
+    return os.path.splitext(path)[1].lower()
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
+def check_found(root: Path, files: Sequence[str], num_images: int, suffixes: Collection[str]) -> list[str]:
+    """A note on what else lies there.
+
+    Args:
+        files: paths below the class folders.
+        suffixes: those of image files.
+
+    Raises:
+        UserError: no images.
+    """
+    others = Counter(suffix(file) or "no suffix" for file in files if suffix(file) not in suffixes)
+    others += Counter(suffix(p.name) or "no suffix" for p in root.iterdir() if p.is_file() and not _hidden(p.name))
+    listed = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
     if not num_images:
         raise UserError(
             f"no images in the subfolders of {root} (found {listed or 'no files'}): expected one subfolder per class "
             "with .png, .jpg or the like in it; check --images"
         )
-    if others:
-        notes.append(f"Files that are not images, or lie outside a class folder, were ignored: {listed}.")
+    return [f"Files that are not images, or lie outside a class folder, were ignored: {listed}."] if others else []
 
 
-def _patient_pattern(regex: str | None) -> re.Pattern[str] | None:
-    if regex is None:
-        return None
+def patient_pattern(regex: str | None, paths: Sequence[str]) -> tuple[re.Pattern[str] | None, str]:
+    """What finds the patient in a path, and a note on it. Names of a set that is known need no pattern from the user.
+
+    Raises:
+        UserError: `regex` isn't a regular expression.
+    """
     try:
-        return re.compile(PATIENT_PRESETS.get(regex, regex))
+        pattern = re.compile(PATIENT_PRESETS.get(regex, regex)) if regex is not None else None
     except re.error as error:
         raise UserError(
             f"--patient-regex {regex!r} isn't a regular expression ({error}): expected one, or a preset's name "
             f"({', '.join(PATIENT_PRESETS)})"
         ) from None
+    if pattern is None:
+        for name, preset in PATIENT_PRESETS.items():
+            known = re.compile(preset)
+            if sum(known.match(_stem(path)) is not None for path in paths) >= MIN_RECOGNISED * len(paths) > 0:
+                return known, f"The file names are those of {name}'s films: patients were read from them as there."
+        return None, (
+            "Each file counts as a patient of its own, since no --patient-regex was given: if patients have several "
+            "films, they may cross the splits."
+        )
+    missed = [path for path in paths if patient(pattern, path) is None]
+    if missed:
+        return pattern, (
+            f"--patient-regex found no patient in {len(missed)} of {len(paths)} file names: each of these counts as a "
+            "patient of its own."
+        )
+    return pattern, "Patients were read from the file names by --patient-regex."
 
 
-def _patient(pattern: re.Pattern[str] | None, path: str) -> str | None:
+def patient(pattern: re.Pattern[str] | None, path: str) -> str | None:
+    """The groups that match, joined by "_", or the whole match; None where there is no match."""
     match = pattern.search(path) if pattern else None
     if not match:
         return None
     return "_".join(group for group in match.groups() if group) or match.group()
 
 
-def _patient_note(pattern: re.Pattern[str] | None, images: Sequence[tuple[str | None, str, Path]], root: Path) -> str:
-    if pattern is None:
-        return (
-            "Each file counts as a patient of its own, since no --patient-regex was given: if patients have several "
-            "films, they may cross the splits."
-        )
-    missed = [file for *_, file in images if _patient(pattern, file.relative_to(root).as_posix()) is None]
-    if missed:
-        return (
-            f"--patient-regex found no patient in {len(missed)} of {len(images)} file names "
-            f"({missed[0].name}, ...): each of these counts as a patient of its own."
-        )
-    return "Patients were read from the file names by --patient-regex."
-
-
-def _content_sha256(root: Path, files: Sequence[Path]) -> str:
-    """One hash over the paths and contents of all files."""
-    with ThreadPoolExecutor() as pool:
-        hashes = pool.map(_sha256_or_reason, files)
-        lines = [f"{file.relative_to(root).as_posix()} {h}" for file, h in zip(files, hashes, strict=True)]
-    return text_sha256("\n".join(lines))
-
-
-def _sha256_or_reason(file: Path) -> str:
-    try:
-        return file_sha256(file)
-    except OSError as error:  # it becomes a reject when it is decoded
-        return str(error.strerror)
+FORMAT = Format("folder", "a folder with one subfolder of images per class", Path.is_dir, open_folder)

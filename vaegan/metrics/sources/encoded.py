@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cluster.errors import UserError
 from vaegan.images import inspect
 from vaegan.importers.base import SPLIT_NAMES, ImportConfig, Record
-from vaegan.importers.folder import SUFFIXES, files_below
+from vaegan.importers.folder import SUFFIXES, files_below, suffix
 from vaegan.importers.parquet import open_parquet, parquet_files
 from vaegan.metrics.sources.base import UNSPLIT, ImageSource, Progress, no_progress
 from vaegan.metrics.sources.blocks import (
@@ -35,7 +35,7 @@ from vaegan.shards import MANIFEST
 
 LOOKED_AT_ONCE = 256
 """Image files whose bytes are in memory while a source is opened."""
-COLUMNS = ImportConfig().parquet
+COLUMNS = ImportConfig().columns
 """What the columns are called, as for `vaegan.prepare`."""
 
 Place = tuple[Path, int, int] | None
@@ -62,16 +62,21 @@ def folder_source(
     if not tops or (not splits and split not in (None, UNSPLIT)):
         has = ", ".join(folder.name for _, folder in splits) or "no splits"
         raise UserError(f"{root} has no folder for the {split} split: it has {has}; name another split or folder")
-    below = [(top, file) for top in tops for file in files_below(top)]
-    files = [(top, file) for top, file in below if file.suffix.lower() in SUFFIXES]
+    below = [(top, path) for top in tops for path in files_below(top)]
+    files = [(top, path) for top, path in below if suffix(path) in SUFFIXES]
     if not files:
-        others = ", ".join(sorted({file.suffix or "no suffix" for _, file in below})) or "nothing"
+        others = ", ".join(sorted({suffix(path) or "no suffix" for _, path in below})) or "nothing"
         raise UserError(f"no image files in {root} (found {others}): expected .png, .jpg or the like at any depth")
     records = (
-        (Record(str(file), file, file.relative_to(root).as_posix(), file.relative_to(top).parts[:-1][:1]), None)
-        for top, file in files
+        (Record(str(top / path), top / path, (top / path).relative_to(root).as_posix(), _class(path)), None)
+        for top, path in files
     )
     return _source(root, records, len(files), size, progress)
+
+
+def _class(path: str) -> tuple[str, ...]:
+    """The subfolder that a path begins with, where it begins with one."""
+    return tuple(path.split("/")[:-1][:1])
 
 
 def folder_splits(root: Path) -> list[tuple[str, Path]]:

@@ -1,0 +1,184 @@
+"""Datasets of AugRay's as a source: to take a part, resize, split anew, or merge several."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cluster.errors import UserError
+from cluster.storage import file_sha256
+from vaegan.importers.base import Address, Format, ImportConfig, Record, Source
+from vaegan.shards import MANIFEST, SPLITS, Images, Manifest, dataset_sha256, from_table, read_manifest, readable
+
+
+def open_dataset(config: ImportConfig) -> Source:
+    """Every row of the dataset at `config.images`, then of those in `config.merge`.
+
+    Equal patient_ids are one patient, wherever they are: to join two people by mistake costs a little freedom in the
+    split, to part one person is a leak. Equal image_ids get their dataset's name in front. Classes are joined by name.
+
+    Raises:
+        UserError: one of them is no finished dataset, is named twice, or a shard is missing or damaged.
+    """
+    assert config.images is not None
+    folders = (config.images, *config.merge)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"the same dataset is named twice ({', '.join(map(str, folders))}): name each once")
+    manifests = [_read_sound_manifest(folder) for folder in folders]
+    tasks = {manifest.task for manifest in manifests}
+    task: Literal["multiclass", "multilabel"] = "multilabel" if "multilabel" in tasks else "multiclass"
+    names = _short_names(folders)
+    repeated = _shared(folders, manifests, "image_id") if len(folders) > 1 else np.empty(0, dtype=object)
+    ambiguous = frozenset(repeated.tolist())
+
+    def records() -> Iterator[Record]:
+        for folder, manifest, name in zip(folders, manifests, names, strict=True):
+            yield from _records(folder, manifest, name, ambiguous)
+
+    hashes = {name: dataset_sha256(folder) for name, folder in zip(names, folders, strict=True)}
+    return Source(
+        kind="dataset",
+        task=task,
+        classes=tuple(dict.fromkeys(name for manifest in manifests for name in manifest.classes)),
+        num_records=sum(info.num_images for manifest in manifests for info in manifest.splits.values()),
+        records=records,
+        fingerprint=" ".join(hashes.values()),
+        inputs=hashes,
+        notes=_notes(config, folders, manifests, len(ambiguous)),
+    )
+
+
+def _records(folder: Path, manifest: Manifest, name: str, ambiguous: frozenset[str]) -> Iterator[Record]:
+    for split, info in manifest.splits.items():
+        given = 0
+        for file, sha256 in info.files.items():
+            opened = _opened(folder, file, sha256, manifest)
+            for group in range(opened.num_row_groups):
+                with readable(folder / file):
+                    images = from_table(opened.read_row_group(group))
+                given += len(images)
+                for i in range(len(images)):
+                    image_id = str(images.image_id[i])
+                    yield Record(
+                        name=f"{folder.name}/{file} {image_id}",
+                        image=images.pixels[i],
+                        image_id=f"{name}/{image_id}" if image_id in ambiguous else image_id,
+                        labels=tuple(manifest.classes[k] for k in np.flatnonzero(images.labels[i])),
+                        patient_id=str(images.patient_id[i]),
+                        split=split,
+                        synthetic=_address(images, i) if images.source[i] == "synthetic" else None,
+                    )
+        if given != info.num_images:
+            raise UserError(
+                f"the files of {folder}'s {split} split hold {given} images and its manifest says {info.num_images}: "
+                "prepare that dataset again"
+            )
+
+
+def _opened(folder: Path, file: str, sha256: str, manifest: Manifest) -> pq.ParquetFile:
+    """A file of a dataset, unless it isn't the one that the manifest means: a damaged one can look sound."""
+    _check_regular(folder / file)
+    with readable(folder / file):
+        found = file_sha256(folder / file)
+    if found != sha256:
+        raise UserError(
+            f"{folder / file} isn't the file that {MANIFEST} lists (its sha256 is another): it was damaged or changed; "
+            "prepare that dataset again"
+        )
+    with readable(folder / file):
+        opened = pq.ParquetFile(folder / file)
+        about = json.loads((opened.schema_arrow.metadata or {}).get(b"augray", b"{}"))
+    if tuple(about.get("classes", ())) != manifest.classes or about.get("task") != manifest.task:
+        raise UserError(f"{folder / file} has other classes than {MANIFEST} lists: prepare that dataset again")
+    return opened
+
+
+def _read_sound_manifest(folder: Path) -> Manifest:
+    """As `read_manifest`, but each value that is used here is of the kind it should be."""
+    if (folder / MANIFEST).exists():
+        _check_regular(folder / MANIFEST)
+    manifest = read_manifest(folder)
+    infos = manifest.splits.values()
+    checks = {
+        "task": manifest.task in ("multiclass", "multilabel"),
+        "classes": all(isinstance(name, str) for name in manifest.classes),
+        "height": type(manifest.height) is int,
+        "splits": set(manifest.splits) <= set(SPLITS),
+        "num_images": all(type(info.num_images) is int for info in infos),
+        "files": all(isinstance(info.files, dict) and all(map(_plain, info.files)) for info in infos),
+    }
+    if odd := [name for name, is_sound in checks.items() if not is_sound]:
+        raise UserError(
+            f"{folder / MANIFEST} isn't the manifest of a dataset (odd {odd[0]}): expected what vaegan.prepare writes"
+        )
+    return manifest
+
+
+def _check_regular(file: Path) -> None:
+    if not file.is_file():  # reading a pipe or a device may never end
+        raise UserError(f"{file} is no regular file (or none at all): expected what vaegan.prepare wrote")
+
+
+def _plain(name: str) -> bool:
+    """Whether it names a file of the folder itself."""
+    return "\0" not in name and Path(name).name == name
+
+
+def _address(images: Images, i: int) -> Address:
+    if images.model is None or images.seed is None or images.index is None:
+        return Address(None, -1, -1)
+    return Address(images.model[i], int(images.seed[i]), int(images.index[i]))
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, or numbers where names repeat."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [f"{k}-{name}" for k, name in enumerate(names)]
+
+
+def _shared(folders: Sequence[Path], manifests: Sequence[Manifest], column: str) -> np.ndarray:
+    """Values of a column that more than one dataset has."""
+    found = pa.concat_arrays(
+        [_unique(folder, manifest, column) for folder, manifest in zip(folders, manifests, strict=True)]
+    )
+    counts = pc.value_counts(found)
+    return counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_numpy(zero_copy_only=False)
+
+
+def _unique(folder: Path, manifest: Manifest, column: str) -> pa.Array:
+    chunks: list[pa.Array] = [pa.array([], pa.string())]
+    for file, sha256 in (found for info in manifest.splits.values() for found in info.files.items()):
+        opened = _opened(folder, file, sha256, manifest)
+        with readable(folder / file):
+            chunks += opened.read(columns=[column]).column(column).chunks
+    return pa.concat_arrays(chunks).unique()
+
+
+def _notes(
+    config: ImportConfig, folders: Sequence[Path], manifests: Sequence[Manifest], num_ambiguous: int
+) -> list[str]:
+    notes = []
+    if len(folders) > 1:
+        together = _shared(folders, manifests, "patient_id")
+        notes.append(f"Merged {len(folders)} datasets; classes of the same name are one.")
+        if len(together):
+            notes.append(f"{len(together)} patient_ids are in more than one of them and count as one patient each.")
+        if num_ambiguous:
+            notes.append(
+                f"{num_ambiguous} image_ids are in more than one of them: they got their dataset's name in front."
+            )
+    if stored := sorted({m.height for m in manifests if m.height < config.size}):
+        notes.append(f"Images stored at {stored[0]} px are enlarged to {config.size}, which adds no detail.")
+    return notes
+
+
+def _recognises(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+FORMAT = Format("dataset", "a dataset that AugRay wrote", _recognises, open_dataset)

@@ -1,0 +1,1 @@
+"""How images become a dataset: decoded in parts, searched for traps, split, written; `pipeline` is the whole way."""
