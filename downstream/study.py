@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster import remote
 from cluster.cli import as_dict, parse
 from cluster.errors import UserError
 from cluster.storage import file_sha256, read_json, text_sha256, write_json
@@ -83,14 +84,14 @@ def prepare(config: AblateConfig) -> Study:
 
 def absolute(config: AblateConfig) -> AblateConfig:
     """Paths that mean the same in a Ray worker, whose directory is another."""
-    optional = {
-        name: path.absolute()
+    optional: dict[str, Any] = {
+        name: remote.absolute(path)
         for name in ("recipe", "synthetic", "weights")
         if (path := getattr(config, name)) is not None
     }
     return replace(
         config,
-        data=config.data.absolute(),
+        data=remote.absolute(config.data),
         out=config.out.absolute(),
         extractors=tuple(map(_absolute_spec, config.extractors)),
         features=_absolute_spec(config.features),

@@ -38,7 +38,7 @@ from vaegan.metrics.intervals import draw_rows
 from vaegan.metrics.privacy.gate import EXIT_STATUS, Verdict
 from vaegan.metrics.sources import ImageSource, open_source, source_splits
 from vaegan.sampler import Sampler
-from vaegan.shards import MANIFEST, read_manifest
+from vaegan.shards import is_dataset, read_manifest
 
 WITHOUT_REFERENCE = "gist"
 """What the privacy audit looks through where all others were trained on the images it asks about."""
@@ -211,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_drawn_from(synthetic: Path, model: ModelInfo) -> None:
     """Refuse a dataset that says it was drawn from another model: its verdict would stand in the wrong card."""
-    if not (synthetic / MANIFEST).exists():
+    if not is_dataset(synthetic):
         return
     drawn = read_manifest(synthetic).report.get("sample", {})
     if drawn.get("tensors_sha256", model.tensors_sha256) != model.tensors_sha256:

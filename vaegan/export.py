@@ -22,13 +22,18 @@ from vaegan.latents import Mixture
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig, Networks
 from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
+from vaegan.reading import ReadingConfig, TrainingImages, files_sha256, open_split, pixel_blocks
 from vaegan.recipe import Recipe
-from vaegan.sampler import Sampler
-from vaegan.shards import Images, Manifest, read_manifest, read_split
+from vaegan.sampler import CHUNK, Sampler
+from vaegan.shards import Manifest, read_manifest
 from vaegan.validation import ValidationConfig
 from vaegan.watchdog import WatchdogConfig
 
 MIXTURE_SEED = 0
+MAX_ENCODED = 20_000
+"""Training images of a class, and of all classes, that a mixture of ten components is fitted to: evenly spaced ones."""
+BLOCK = 16 * CHUNK
+"""Images in memory at a time while they are encoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +50,14 @@ class ExportConfig:
     """Second part of the model's address."""
 
 
-def data_sha256(images: Images) -> str:
+def data_sha256(images: TrainingImages) -> str:
     """SHA-256 of the sorted hashes of training images: the same for the same images in any order."""
-    return hashes_sha256(map(pixel_hash, images.pixels))
+    return hashes_sha256(pixel_hash(image) for block in pixel_blocks(images) for image in block)
+
+
+def run_sha256(images: TrainingImages) -> str:
+    """What tells a run's images from others: `data_sha256` or, of a stream, a hash for which nothing has to be read."""
+    return files_sha256(images) or data_sha256(images)
 
 
 def hashes_sha256(pixel_hashes: Iterable[str]) -> str:
@@ -75,7 +85,7 @@ def export(
     folder: Path,
     networks: Networks,
     average: DecoderAverage,
-    images: Images,
+    images: TrainingImages,
     manifest: Manifest,
     *,
     recipe: Recipe,
@@ -111,7 +121,7 @@ def export(
         begun_with=begun_with,
         provenance=provenance(seed=seed, started_s=started_s, inputs={"training images": digest}),
     )
-    export_model(folder, networks, fit_mixtures(networks, images.pixels, labels, info), info, card(info))
+    export_model(folder, networks, fit_mixtures(networks, images, labels, info), info, card(info))
 
 
 def ancestor(model: Path) -> str:
@@ -124,16 +134,33 @@ def ancestor(model: Path) -> str:
     return f"{line}; it began with {info.begun_with}" if info.begun_with else line
 
 
-def fit_mixtures(networks: Networks, pixels: np.ndarray, labels: np.ndarray, info: ModelInfo) -> dict[int, Mixture]:
-    """A mixture over posterior samples of all training images (-1) and of each class that has at least two."""
+def fit_mixtures(
+    networks: Networks, images: TrainingImages, labels: np.ndarray, info: ModelInfo, max_encoded: int = MAX_ENCODED
+) -> dict[int, Mixture]:
+    """A mixture over posterior samples of training images (-1) and of each class that has at least two.
+
+    Args:
+        max_encoded: of all images, and of each class, so many at most are encoded.
+    """
     if networks.encoder is None:
         return {}
-    device = next(networks.parameters()).device
-    mu, log_var = Sampler(networks, {}, info, device).encode(pixels, labels)
-    noise = latents.prior(MIXTURE_SEED, np.arange(len(mu)), mu.shape[1])
-    z = mu + np.exp(0.5 * log_var) * noise
-    groups = {-1: np.arange(len(z))} | {k: np.flatnonzero(labels[:, k]) for k in range(labels.shape[1])}
-    return {k: Mixture.fit(z[rows], MIXTURE_SEED) for k, rows in groups.items() if len(rows) > 1}
+    groups = {-1: np.arange(len(images))} | {k: np.flatnonzero(labels[:, k]) for k in range(labels.shape[1])}
+    groups = {k: _evenly(rows, max_encoded) for k, rows in groups.items()}
+    chosen = np.unique(np.concatenate(list(groups.values())))
+    sampler = Sampler(networks, {}, info, next(networks.parameters()).device)
+    z = np.empty((len(chosen), networks.config.latent_dim), dtype=np.float32)
+    for at in range(0, len(chosen), BLOCK):
+        rows = chosen[at : at + BLOCK]
+        mu, log_var = sampler.encode(images.take(rows).pixels, labels[rows])
+        z[at : at + BLOCK] = mu + np.exp(0.5 * log_var) * latents.prior(MIXTURE_SEED, rows, mu.shape[1])
+    return {
+        k: Mixture.fit(z[np.searchsorted(chosen, rows)], MIXTURE_SEED) for k, rows in groups.items() if len(rows) > 1
+    }
+
+
+def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """All rows, or `most` of them at even distances."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
 def export_checkpoint(config: ExportConfig) -> None:
@@ -157,8 +184,8 @@ def export_checkpoint(config: ExportConfig) -> None:
     plain = {name: settings[name] for name in Recipe.__dataclass_fields__ if name not in nested}
     recipe = Recipe(**plain, **{name: kind(**settings[name]) for name, kind in nested.items()})
     manifest = read_manifest(Path(settings["data"]))
-    images = read_split(Path(settings["data"]), "train")
-    if data_sha256(images) != run["data_sha256"]:
+    images = open_split(Path(settings["data"]), "train", ReadingConfig(**settings.get("reading", {})))
+    if run_sha256(images) != run["data_sha256"]:
         raise UserError(
             f"{settings['data']} isn't what the run {config.checkpoint.parent} was trained on: its images changed"
         )

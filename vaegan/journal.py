@@ -17,9 +17,10 @@ from vaegan.images import encode_png, grid
 from vaegan.latents import prior
 from vaegan.networks import Networks
 from vaegan.optimizers import DecoderAverage
+from vaegan.reading import TrainingImages, first_of_each_class
 from vaegan.recipe import TrainConfig
 from vaegan.runs import model_folder, settings
-from vaegan.shards import Images, Manifest
+from vaegan.shards import Manifest
 from vaegan.tensors import to_pixels, to_tensor
 from vaegan.tracking import Tracker
 from vaegan.watchdog import Fault
@@ -38,7 +39,7 @@ class Journal:
         self,
         config: TrainConfig,
         manifest: Manifest,
-        images: Images,
+        images: TrainingImages,
         start: Progress,
         progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
@@ -48,7 +49,7 @@ class Journal:
         self._forget_after(start)
         self.tracker = _tracker(config, resumed=start.images_seen > 0)
         self.labels, self.columns = self._grid_labels()
-        first = [np.flatnonzero(images.labels[:, k])[:2] for k in range(images.labels.shape[1])]
+        first = first_of_each_class(images, 2)
         self.examples = images.take(np.concatenate(first)[:16] if first else np.arange(min(8, len(images))))
         self.encoded = images.take(np.arange(min(MAX_LATENTS, len(images))))
 

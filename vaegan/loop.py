@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from vaegan.collectives import average_over_workers, broadcast_number
 from vaegan.export import ancestor, build, export
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
+from vaegan.reading import TrainingImages, open_split, shuffled
 from vaegan.recipe import TrainConfig, choose_dtype
 from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, locked, model_folder, settings, tidy
-from vaegan.shards import Images, Manifest, read_manifest, read_split
+from vaegan.shards import Manifest, read_manifest
 from vaegan.steps import Batch
 from vaegan.tensors import to_device, to_tensor
 from vaegan.validation import Validation
@@ -43,7 +45,7 @@ WRITER_WAIT_S = 60.0  # for a worker that outlives the command that was killed
 
 def train_loop(
     config: TrainConfig,
-    images: Images | None = None,
+    images: TrainingImages | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
     run: Run | None = None,
 ) -> Path:
@@ -66,7 +68,7 @@ def train_loop(
     """
     started_s = time.time()
     manifest = read_manifest(config.data)
-    images = read_split(config.data, "train") if images is None else images
+    images = open_split(config.data, "train", config.reading) if images is None else images
     run = SoloRun(config.run_dir, config.keep_checkpoints) if run is None else run
     if run.world_rank:
         return _train(config, manifest, images, progress, run, started_s)
@@ -79,7 +81,7 @@ def train_loop(
 def _train(
     config: TrainConfig,
     manifest: Manifest,
-    images: Images,
+    images: TrainingImages,
     progress: Callable[[dict[str, Any]], None] | None,
     run: Run,
     started_s: float,
@@ -100,14 +102,15 @@ def _train(
         if not latest:
             journal.grids(training.networks, training.average, run.device, 0)
     good = training.snapshot()
-    while not training.done:
-        training.networks.train()
-        metrics, fault = _advance(training, images, run, journal)
-        if fault:
-            _roll_back(training, good, fault, journal)
-        else:
-            _checkpoint(training, run, validation, journal, metrics)
-            good = training.snapshot()
+    with closing(Feed(images, config, run)) as feed:
+        while not training.done:
+            training.networks.train()
+            metrics, fault = _advance(training, feed, run, journal)
+            if fault:
+                _roll_back(training, good, fault, journal)
+            else:
+                _checkpoint(training, run, validation, journal, metrics)
+                good = training.snapshot()
     if journal:
         _export(training, images, manifest, started_s)
         journal.finished()
@@ -243,12 +246,12 @@ class Training:
 def _validation(config: TrainConfig, manifest: Manifest) -> Validation | None:
     if config.validation.metric == "none" or "val" not in manifest.splits:
         return None
-    images = read_split(config.data, "val")
+    images = open_split(config.data, "val", config.reading)
     return Validation(config.validation, images) if len(images) else None
 
 
 def _advance(
-    training: Training, images: Images, run: Run, journal: Journal | None
+    training: Training, feed: "Feed", run: Run, journal: Journal | None
 ) -> tuple[dict[str, Any], Fault | None]:
     """Take steps until a checkpoint is due or a log shows a fault; returns the last log's figures, and the fault.
 
@@ -258,7 +261,8 @@ def _advance(
     start = training.progress.images_seen
     window = Window(start)
     metrics: dict[str, Any] = {}
-    for x, labels in batches(images, config, start, run):
+    while True:
+        x, labels = feed.batch(training.progress.images_seen)
         beta = training.beta
         window.add(training.step(x, labels))
         seen = training.progress.images_seen
@@ -271,12 +275,11 @@ def _advance(
         due = seen // config.checkpoint_every > start // config.checkpoint_every
         # a checkpoint is a place to come back to: none is made while a fault may be building up
         if not fault and (seen == config.total_images or (due and not training.watchdog.suspicious)):
-            break
+            return metrics, None
         if journal:
             journal.log(metrics)
         if fault:
             return metrics, fault
-    return metrics, None
 
 
 def _roll_back(
@@ -326,7 +329,7 @@ def _checkpoint(
         training.keep_best()
 
 
-def _export(training: Training, images: Images, manifest: Manifest, started_s: float) -> None:
+def _export(training: Training, images: TrainingImages, manifest: Manifest, started_s: float) -> None:
     """Export the best checkpoint, or the last state where there is no best one."""
     config, progress = training.config, training.progress
     chosen, last = "last", progress.images_seen
@@ -344,24 +347,41 @@ def _export(training: Training, images: Images, manifest: Manifest, started_s: f
     )  # fmt: skip
 
 
-def batches(images: Images, config: TrainConfig, seen: int, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
-    """This worker's part of every batch from image `seen` on: x (N, C, H, W) and labels (N, K).
+def batches(
+    images: TrainingImages, config: TrainConfig, seen: int, run: Run
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """This worker's part of every batch from image `seen` on: x (N, C, H, W) and labels (N, K); see `shuffled`."""
+    rows = shuffled(
+        images, seed=config.seed, batch_size=config.batch_size,
+        start=seen // config.batch_size, stop=config.total_images // config.batch_size,
+        rank=run.world_rank, world_size=run.world_size,
+    )  # fmt: skip
+    with closing(rows):
+        for pixels, labels in rows:
+            x = to_tensor(pixels, run.device).contiguous(memory_format=torch.channels_last)
+            yield x, to_device(torch.from_numpy(labels.astype(np.float32)), run.device)
 
-    Each epoch is a permutation from (seed, epoch), its incomplete last batch dropped; a batch's rows are dealt to the
-    workers in equal runs.
-    """
-    steps_per_epoch = len(images) // config.batch_size
-    share = config.batch_size // run.world_size
-    labels = torch.from_numpy(images.labels.astype(np.float32))
-    epoch = -1
-    for step in range(seen // config.batch_size, config.total_images // config.batch_size):
-        if step // steps_per_epoch != epoch:
-            epoch = step // steps_per_epoch
-            order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
-        at = step % steps_per_epoch * config.batch_size + run.world_rank * share
-        rows = order[at : at + share]
-        x = to_tensor(images.pixels[rows], run.device).contiguous(memory_format=torch.channels_last)
-        yield x, to_device(labels[rows], run.device)
+
+class Feed:
+    """Batches in order that go on over checkpoints: a stream that began anew would let the step wait each time."""
+
+    def __init__(self, images: TrainingImages, config: TrainConfig, run: Run) -> None:
+        self.images, self.config, self.run = images, config, run
+        self.seen = -1
+        self.batches: Generator[tuple[Tensor, Tensor], None, None] | None = None
+
+    def batch(self, seen: int) -> tuple[Tensor, Tensor]:
+        """This worker's part of the batch that follows image `seen`: the next one, but after a rollback."""
+        if self.batches is None or seen != self.seen:
+            self.close()
+            self.batches = batches(self.images, self.config, seen, self.run)
+        self.seen = seen + self.config.batch_size
+        return next(self.batches)
+
+    def close(self) -> None:
+        """End the threads that read ahead."""
+        if self.batches is not None:
+            self.batches.close()
 
 
 def _log_every(config: TrainConfig) -> int:

@@ -11,6 +11,7 @@ from vaegan.acceleration import Acceleration
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig
+from vaegan.reading import ReadingConfig
 from vaegan.validation import ValidationConfig
 from vaegan.watchdog import WatchdogConfig
 
@@ -67,7 +68,7 @@ class TrainConfig(Recipe):
     """
 
     data: Path
-    """Dataset folder, as vaegan.prepare writes it."""
+    """Dataset folder, as vaegan.prepare writes it, or its URL (s3://, gs://, https://, ...)."""
     run_dir: Path
     """Folder of the run. On several nodes it must be on storage that all of them share."""
     seed: int = 0
@@ -102,6 +103,8 @@ class TrainConfig(Recipe):
     """Second part of the model's address."""
     publish_to: Path | None = None
     """Registry folder into which the finished model goes, as NAME/VERSION."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+    """How training images get from the dataset into batches."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Which Ray cluster."""
 

@@ -14,14 +14,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster import remote
 from cluster.errors import UserError
 from cluster.storage import file_sha256, read_json, write_json
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
-ROW_GROUP = 256  # small groups can be permuted for a shuffle and read without much around them
+FINDINGS = "findings.parquet"
+GROUP_ROWS, GROUP_BYTES = 256, 4 * 2**20
+"""Of a row group, at most: small ones can be permuted for a shuffle and read without much around them."""
+FILE_ROWS, FILE_BYTES = 4096, 256 * 2**20
+"""Of a file, at most, in raw pixels: enough files to deal out to workers, few enough to list."""
 FORMAT_VERSION = 1
+
+
+FINDINGS_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("image_id", pa.string()),
+        ("other_image_id", pa.string()),
+        ("split", pa.string()),
+        ("other_split", pa.string()),
+        ("labels", pa.string()),
+        ("other_labels", pa.string()),
+        ("removed", pa.bool_()),
+        ("correlation", pa.float32()),
+        ("thumbnail", pa.binary()),
+        ("other_thumbnail", pa.binary()),
+    ]
+)
+"""kind: "exact" or "near" for copies of an image, "patient" or "group" for what crosses the source's splits. removed:
+whether the image that `image_id` names was. correlation: of the copies' thumbnails. thumbnail, other_thumbnail: PNG."""
 
 
 @dataclass
@@ -46,8 +70,8 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, rows: np.ndarray | Sequence[int]) -> "Images":
-        """The rows at `rows`, in that order; repeats are allowed."""
+    def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Images":
+        """The rows at `rows`, in that order; repeats are allowed. A slice copies nothing."""
         address = {name: getattr(self, name) for name in ("model", "seed", "index")}
         return Images(
             self.pixels[rows],
@@ -104,6 +128,8 @@ class SplitInfo:
     per_class: dict[str, int]
     num_patients: int
     files: dict[str, str]
+    row_groups: dict[str, list[int]] = field(default_factory=dict)
+    """Rows in each row group of each file, so that an order of rows needs no file; earlier datasets don't tell."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +143,8 @@ class Manifest:
     channels: int
     splits: dict[str, SplitInfo]
     rejects: int = 0
+    tables: dict[str, str] = field(default_factory=dict)
+    """Files beside those of the splits, with their sha256."""
     report: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -205,19 +233,41 @@ def labels_of(table: pa.Table) -> np.ndarray:
     return np.concatenate(chunks or [np.empty(0)]).astype(np.uint8).reshape(table.num_rows, num_classes)
 
 
+def locate(dataset: Path, name: str, sha256: str | None = None) -> Path:
+    """Where a file of a dataset is on this machine; those of a dataset at a URL are fetched into a cache first.
+
+    Raises:
+        UserError: a file at a URL is missing, can't be fetched, or hasn't the hash that the manifest gives it.
+    """
+    return remote.locate(dataset, name, sha256)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder or URL has a manifest.
+
+    Raises:
+        UserError: a URL can't be reached.
+    """
+    try:
+        return locate(path, MANIFEST).exists()
+    except remote.MissingError:
+        return False
+
+
 def read_manifest(dataset: Path) -> Manifest:
     """The manifest of a dataset folder.
 
     Raises:
         UserError: there is no such folder, or no manifest in it (not a dataset, or one that was never finished).
     """
-    if not (dataset / MANIFEST).exists():
+    if not is_dataset(dataset):
         found = "a folder without one" if dataset.is_dir() else "no such folder"
+        url = remote.url_of(dataset)
         raise UserError(
-            f"{dataset} isn't a dataset: expected a {MANIFEST}, found {found}; "
+            f"{url or dataset} isn't a dataset: expected a {MANIFEST}, found {'none there' if url else found}; "
             f"write one with: python -m vaegan.prepare --images DIR --out {dataset}"
         )
-    content = read_json(dataset / MANIFEST)
+    content = read_json(locate(dataset, MANIFEST))
     try:
         splits = {name: SplitInfo(**info) for name, info in content.pop("splits").items()}
         content.pop("format")
@@ -231,7 +281,7 @@ def read_manifest(dataset: Path) -> Manifest:
 def dataset_sha256(dataset: Path) -> str:
     """SHA-256 of a dataset's manifest, which holds those of all its files."""
     read_manifest(dataset)
-    return file_sha256(dataset / MANIFEST)
+    return file_sha256(locate(dataset, MANIFEST))
 
 
 def read_split(dataset: Path, split: str) -> Images:
@@ -240,11 +290,26 @@ def read_split(dataset: Path, split: str) -> Images:
     Raises:
         UserError: the dataset has no such split, or a file of it is missing or damaged.
     """
-    tables = []
-    for name in split_info(dataset, split).files:
-        with readable(dataset / name):
-            tables.append(pq.read_table(dataset / name))
-    return from_table(pa.concat_tables(tables))
+    info = split_info(dataset, split)
+    pixels: np.ndarray | None = None
+    parts: list[Images] = []
+    at = 0
+    for name, sha256 in info.files.items():
+        path = locate(dataset, name, sha256)
+        with readable(path):
+            part = from_table(pq.read_table(path))
+        if pixels is None:
+            pixels = np.empty((info.num_images, *part.pixels.shape[1:]), dtype=np.uint8)
+        if len(part) <= len(pixels) - at:  # else the sum below is wrong
+            pixels[at : at + len(part)] = part.pixels
+        at += len(part)
+        parts.append(dataclasses.replace(part, pixels=part.pixels[:, :0]))  # pixels are in memory once, not twice
+    if pixels is None or at != info.num_images:
+        raise UserError(
+            f"the files of {dataset}'s {split} split hold {at} images and its manifest says {info.num_images}: files "
+            "of two datasets were mixed; prepare the dataset again"
+        )
+    return dataclasses.replace(Images.concatenate(parts), pixels=pixels)
 
 
 def split_info(dataset: Path, split: str) -> SplitInfo:
@@ -272,9 +337,13 @@ def readable(file: Path) -> Iterator[None]:
 
 
 class DatasetWriter:
-    """Writes a dataset; nothing has its final name until `finish`, and the manifest comes last.
+    """Writes a dataset row group by row group; nothing has its final name until `finish`, and the manifest comes last.
 
-    A context manager: leaving it without `finish` removes what was written.
+    Memory holds one row group of each split, however many rows there are. A context manager: leaving it without
+    `finish` removes what was written.
+
+    Args:
+        rows_per_file, rows_per_group: at most so many; by default what `FILE_BYTES` and `GROUP_BYTES` allow.
 
     Raises:
         UserError: there is something at `path` already.
@@ -289,20 +358,24 @@ class DatasetWriter:
         height: int,
         width: int,
         channels: int,
-        rows_per_file: int = 4096,
+        rows_per_file: int | None = None,
+        rows_per_group: int | None = None,
     ) -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists already: expected no such folder; choose another --out or remove it")
         self.path = path
         self.schema = schema(task=task, classes=classes, height=height, width=width, channels=channels)
-        self.rows_per_file = rows_per_file
-        self.about = dict(task=task, classes=tuple(classes), height=height, width=width, channels=channels)
+        row_bytes = height * width * channels
+        self.rows_per_file = rows_per_file or max(1, min(FILE_ROWS, FILE_BYTES // row_bytes))
+        self.rows_per_group = min(
+            self.rows_per_file, rows_per_group or max(1, min(GROUP_ROWS, GROUP_BYTES // row_bytes))
+        )
+        self.classes = tuple(classes)
+        self.about = dict(task=task, classes=self.classes, height=height, width=width, channels=channels)
         self.temporary = path.with_name(f".{path.name}.partial")
-        self.pending: dict[str, list[Images]] = {}
-        self.files: dict[str, dict[str, str]] = {}
-        self.counts: dict[str, np.ndarray] = {}
-        self.patients: dict[str, set[str]] = {}
+        self.splits: dict[str, _SplitWriter] = {}
         self.rejects: list[tuple[str, str]] = []
+        self.tables: dict[str, pa.Table] = {}
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.temporary, ignore_errors=True)  # what a killed run left
@@ -310,33 +383,43 @@ class DatasetWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for split in self.splits.values():
+            split.abandon()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def add(self, split: str, images: Images) -> None:
         """Append rows to a split; any number of times, in any order of splits."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {SPLITS}")
-        self.counts[split] = self.counts.get(split, 0) + images.labels.sum(axis=0, dtype=np.int64)
-        self.patients.setdefault(split, set()).update(images.patient_id)
-        self.pending.setdefault(split, []).append(images)
-        while sum(map(len, self.pending[split])) >= self.rows_per_file:
-            self._write(split, self.rows_per_file)
+        if split not in self.splits:
+            self.splits[split] = _SplitWriter(
+                self.temporary, split, self.schema, self.rows_per_file, self.rows_per_group
+            )
+        with self._told_where():
+            self.splits[split].add(images)
 
     def reject(self, path: str, reason: str) -> None:
         """Note an input that could not be used."""
         self.rejects.append((path, reason))
 
+    def table(self, name: str, rows: pa.Table) -> None:
+        """A further file of the dataset, beside its images."""
+        self.tables[name] = rows
+
     def finish(self, *, report: dict[str, Any] | None = None, provenance: dict[str, Any] | None = None) -> Manifest:
         """Write what is pending, the rejects and the manifest, and give the folder its final name."""
-        for split in [name for name, parts in self.pending.items() if parts]:
-            self._write(split, self.rows_per_file)
         rejects = pa.table({"path": [r[0] for r in self.rejects], "reason": [r[1] for r in self.rejects]},
                            schema=pa.schema([("path", pa.string()), ("reason", pa.string())]))  # fmt: skip
-        pq.write_table(rejects, self.temporary / REJECTS)
+        tables = {REJECTS: rejects} | self.tables
+        with self._told_where():
+            for name, rows in tables.items():
+                pq.write_table(rows, self.temporary / name, compression="zstd")
+            splits = {name: self.splits[name].finish(self.classes) for name in SPLITS if name in self.splits}
         manifest = Manifest(
             **self.about,  # type: ignore[arg-type]
-            splits={name: self._split_info(name) for name in SPLITS if name in self.files},
+            splits={name: info for name, info in splits.items() if info.files},
             rejects=len(self.rejects),
+            tables={name: file_sha256(self.temporary / name) for name in tables},
             report=report or {},
             provenance=provenance or {},
         )
@@ -346,24 +429,72 @@ class DatasetWriter:
         self.temporary.rename(self.path)
         return manifest
 
-    def _split_info(self, split: str) -> SplitInfo:
-        classes: Iterable[str] = self.about["classes"]  # type: ignore[assignment]
-        per_class = dict(zip(classes, map(int, self.counts[split]), strict=True))
-        num_images = sum(pq.read_metadata(self.temporary / name).num_rows for name in self.files[split])
-        return SplitInfo(num_images, per_class, len(self.patients[split]), self.files[split])
-
-    def _write(self, split: str, rows: int) -> None:
-        images = Images.concatenate(self.pending[split])
-        part, rest = images.take(np.arange(min(rows, len(images)))), images.take(np.arange(rows, len(images)))
-        self.pending[split] = [rest] if len(rest) else []
-        if not len(part):
-            return
-        files = self.files.setdefault(split, {})
-        name = f"{split}-{len(files):05d}.parquet"
-        path = self.temporary / name
+    @contextmanager
+    def _told_where(self) -> Iterator[None]:
         try:
-            pq.write_table(to_table(part, self.schema), path, compression="zstd", row_group_size=ROW_GROUP)
+            yield
         except OSError as error:
             error.filename = error.filename or str(self.path)  # Arrow doesn't say where the disk is full
             raise
-        files[name] = file_sha256(path)
+
+
+class _SplitWriter:
+    """The files of one split: row groups of equal size but for a file's last."""
+
+    def __init__(self, folder: Path, split: str, schema: pa.Schema, rows_per_file: int, rows_per_group: int) -> None:
+        self.folder, self.split, self.schema = folder, split, schema
+        self.rows_per_file, self.rows_per_group = rows_per_file, rows_per_group
+        self.pending: list[Images] = []
+        self.num_pending = 0
+        self.writer: pq.ParquetWriter | None = None
+        self.path = folder
+        self.rows_in_file = 0
+        self.files: dict[str, str] = {}
+        self.row_groups: dict[str, list[int]] = {}
+        self.counts: Any = 0
+        self.num_images = 0
+        self.patients: set[str] = set()
+
+    def add(self, images: Images) -> None:
+        self.counts = self.counts + images.labels.sum(axis=0, dtype=np.int64)
+        self.num_images += len(images)
+        self.patients.update(images.patient_id)
+        self.pending.append(images)
+        self.num_pending += len(images)
+        while self.num_pending >= (wanted := self._next_group()):
+            self._write(wanted)
+
+    def finish(self, classes: Iterable[str]) -> SplitInfo:
+        if self.num_pending:
+            self._write(self.num_pending)
+        self._close()
+        per_class = dict(zip(classes, map(int, self.counts), strict=True))
+        return SplitInfo(self.num_images, per_class, len(self.patients), self.files, self.row_groups)
+
+    def abandon(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def _next_group(self) -> int:
+        return min(self.rows_per_group, self.rows_per_file - self.rows_in_file)
+
+    def _write(self, rows: int) -> None:
+        images = self.pending[0] if len(self.pending) == 1 else Images.concatenate(self.pending)
+        group, rest = images.take(slice(rows)), images.take(slice(rows, None))
+        self.pending, self.num_pending = ([rest] if len(rest) else []), len(rest)
+        if self.writer is None:
+            self.path = self.folder / f"{self.split}-{len(self.files):05d}.parquet"
+            self.writer = pq.ParquetWriter(self.path, self.schema, compression="zstd")
+        self.writer.write_table(to_table(group, self.schema), row_group_size=self.rows_per_group)
+        self.row_groups.setdefault(self.path.name, []).append(len(group))
+        self.rows_in_file += len(group)
+        if self.rows_in_file == self.rows_per_file:
+            self._close()
+
+    def _close(self) -> None:
+        if self.writer is None:
+            return
+        self.writer.close()
+        self.writer, self.rows_in_file = None, 0
+        self.files[self.path.name] = file_sha256(self.path)

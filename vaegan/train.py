@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from cluster.cli import run_command
 from cluster.errors import UserError
+from cluster.remote import absolute
 from vaegan.estimate import estimate
 from vaegan.loop import train_loop
+from vaegan.reading import TrainingImages, open_split
 from vaegan.recipe import TrainConfig
 from vaegan.registry import publish
 from vaegan.runs import check_run, locked, model_folder, refuse_old_run
-from vaegan.shards import Images, read_manifest, read_split
+from vaegan.shards import read_manifest
 from vaegan.tracking import absolute_uri
 
 # Ray polls its workers this often; at its default of 2 s every report stalls the loop for as long.
@@ -35,12 +37,12 @@ def train(config: TrainConfig) -> int:
     # Ray changes its workers' directory
     config = replace(
         config,
-        data=config.data.absolute(),
+        data=absolute(config.data),
         run_dir=config.run_dir.absolute(),
         warm_start=config.warm_start and config.warm_start.absolute(),
         mlflow=config.mlflow and absolute_uri(config.mlflow),
     )
-    images = read_split(config.data, "train")
+    images = open_split(config.data, "train", config.reading)
     if config.dry_run:
         device = torch.device("cuda" if config.gpu and torch.cuda.is_available() else "cpu")
         print(estimate(config, read_manifest(config.data), len(images), device).text())
@@ -55,14 +57,14 @@ def train(config: TrainConfig) -> int:
     return 0
 
 
-def train_here_or_with_ray(config: TrainConfig, images: Images) -> Path:
+def train_here_or_with_ray(config: TrainConfig, images: TrainingImages) -> Path:
     """Train unless that was done; returns the model folder."""
     with locked(config.run_dir):
         if check_run(config, images):
             print(f"{config.run_dir} is trained already", file=sys.stderr)
         elif config.num_workers == 0:
             with progress_bar(config) as bar:
-                train_loop(config, progress=bar)
+                train_loop(config, images, progress=bar)
         else:
             train_with_ray(config)
     return model_folder(config.run_dir)

@@ -10,7 +10,7 @@ from torch import Tensor
 from vaegan.latents import prior
 from vaegan.metrics.sliced_wasserstein import sliced_wasserstein
 from vaegan.networks import Networks
-from vaegan.shards import Images
+from vaegan.reading import TrainingImages
 from vaegan.tensors import to_pixels, to_tensor
 
 SEED = 2_000_003
@@ -39,7 +39,7 @@ class ValidationConfig:
 class Validation:
     """A fixed set of validation images and latents, so that values differ by the weights alone."""
 
-    def __init__(self, config: ValidationConfig, images: Images) -> None:
+    def __init__(self, config: ValidationConfig, images: TrainingImages) -> None:
         count = min(config.max_images or len(images), len(images))
         self.metric = config.metric
         self.images = images.take(np.linspace(0, len(images) - 1, count).round().astype(int))

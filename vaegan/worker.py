@@ -13,7 +13,7 @@ from vaegan.collectives import average_over_workers, broadcast_number
 from vaegan.loop import train_loop
 from vaegan.recipe import TrainConfig
 from vaegan.runs import SoloRun
-from vaegan.shards import MANIFEST
+from vaegan.shards import is_dataset
 
 
 class RayRun(SoloRun):
@@ -35,7 +35,7 @@ class RayRun(SoloRun):
 
     def _check_storage(self, config: TrainConfig) -> None:
         """Raise a `UserError`, on all workers alike, unless each sees the files that the command itself has."""
-        sees = (config.data / MANIFEST).exists() and (config.run_dir / "config.json").exists()
+        sees = _sees(config.data) and (config.run_dir / "config.json").exists()
         share = torch.tensor(float(sees), device=self.device)
         average_over_workers([share])
         if share < 1:
@@ -53,6 +53,13 @@ class RayRun(SoloRun):
         if self.world_rank == 0:
             super().save(write, images_seen, metrics)
         ray.train.report(metrics)
+
+
+def _sees(dataset: Path) -> bool:
+    try:
+        return is_dataset(dataset)
+    except UserError:  # a URL that this node can't reach
+        return False
 
 
 def train_worker(config: TrainConfig) -> str | None:

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.storage import text_sha256
 from vaegan.metrics.sources.base import ImageSource
 from vaegan.metrics.sources.blocks import Block, DatasetBlock, Shape, block_size
-from vaegan.shards import labels_of, read_manifest, readable, split_info
+from vaegan.shards import labels_of, locate, read_manifest, readable, split_info
 
 
 def dataset_source(path: Path, split: str | None = None) -> ImageSource:
@@ -25,9 +25,10 @@ def dataset_source(path: Path, split: str | None = None) -> ImageSource:
     blocks: list[Block] = []
     tables = []
     for name, sha256 in files.items():
-        with readable(path / name):
-            tables.append(pq.read_table(path / name, columns=["labels", "patient_id", "image_id"]))
-            blocks += _group_blocks(path / name, sha256, shape)
+        file = locate(path, name, sha256)
+        with readable(file):
+            tables.append(pq.read_table(file, columns=["labels", "patient_id", "image_id"]))
+            blocks += _group_blocks(file, sha256, shape)
     if not tables:
         raise UserError(f"{path} has no images: expected a split with some; prepare the dataset again")
     table = pa.concat_tables(tables)

@@ -10,7 +10,7 @@ from vaegan.metrics.sources.arrays import array_source, open_npz
 from vaegan.metrics.sources.base import ImageSource, Progress, no_progress
 from vaegan.metrics.sources.dataset import dataset_source
 from vaegan.metrics.sources.encoded import folder_source, folder_splits, parquet_source, parquet_splits
-from vaegan.shards import MANIFEST, SPLITS, read_manifest
+from vaegan.shards import SPLITS, is_dataset, read_manifest
 
 
 def open_source(
@@ -35,10 +35,10 @@ def open_source(
     Raises:
         UserError: nothing there, none of these, no such split, no images, or images of several sizes.
     """
+    if is_dataset(path):
+        return dataset_source(path, split).resized(size)
     if not path.exists():
         raise UserError(f"no folder or file {path}: expected a dataset, images, Parquet or .npz; check the path")
-    if (path / MANIFEST).exists():
-        return dataset_source(path, split).resized(size)
     if path.suffix in (".npz", ".npy"):
         return array_source(path, split).resized(size)
     if parquet_files(path) if path.is_dir() else path.suffix == ".parquet":
@@ -56,7 +56,7 @@ def source_splits(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: nothing is there, or it is not what its name says.
     """
-    if (path / MANIFEST).exists():
+    if is_dataset(path):
         return tuple(read_manifest(path).splits)
     if path.suffix == ".npz":
         with open_npz(path) as arrays:

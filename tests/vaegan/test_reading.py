@@ -1,0 +1,278 @@
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cluster.errors import UserError
+from cluster.storage import read_json, write_json
+from vaegan.checkpoint import checkpoints
+from vaegan.export import MAX_ENCODED, data_sha256, fit_mixtures
+from vaegan.loop import train_loop
+from vaegan.reading import MIN_GROUPS, Order, ReadingConfig, ShardReader, first_of_each_class, open_split, order_name
+from vaegan.sampler import Sampler
+from vaegan.shards import DatasetWriter, Images, read_split
+
+STREAM = ReadingConfig(memory_gb=0, window_mb=1)
+
+
+def numbered(count: int, size: int = 4) -> Images:
+    """Images whose first two pixels tell their row, in classes that lie one after another."""
+    pixels = np.zeros((count, size, size, 1), dtype=np.uint8)
+    pixels[:, 0, 0, 0], pixels[:, 0, 1, 0] = np.arange(count) % 256, np.arange(count) // 256
+    labels = np.eye(3, dtype=np.uint8)[np.arange(count) * 3 // count]
+    return Images.real(pixels, labels, [f"p{i // 2}" for i in range(count)], [f"i{i}" for i in range(count)])
+
+
+def rows_of(pixels: np.ndarray) -> np.ndarray:
+    return pixels[:, 0, 0, 0].astype(int) + 256 * pixels[:, 0, 1, 0].astype(int)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """1,003 numbered images in files of 60 and row groups of 7: the last of each file and of all is shorter."""
+    path = tmp_path / "numbered"
+    with DatasetWriter(
+        path, task="multiclass", classes="abc", height=4, width=4, channels=1, rows_per_file=60, rows_per_group=7
+    ) as writer:
+        writer.add("train", numbered(1003))
+        writer.finish()
+    return path
+
+
+class Small(ShardReader):
+    """A reader with nine windows in an epoch of `stored`, where a megabyte would hold all."""
+
+    window_rows = 112
+
+
+def seen(reader: ShardReader, **how) -> np.ndarray:
+    """The rows of all batches, one batch a row."""
+    how = dict(seed=5, batch_size=24, start=0, stop=41) | how
+    return np.array([rows_of(pixels) for pixels, _ in reader.batches(**how)])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_an_epoch_shows_each_row_once_over_all_workers_in_equally_many_batches(stored, world_size):
+    reader = Small(stored, "train", replace(STREAM, files_at_once=4))
+    parts = [seen(reader, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {part.shape for part in parts} == {(41, 24 // world_size)}  # 41 x 24 = 984 of 1,003
+    rows = np.concatenate([part.ravel() for part in parts])
+    assert len(np.unique(rows)) == 984
+
+
+def test_which_rows_are_left_over_differs_by_epoch(stored):
+    batches = seen(Small(stored, "train", STREAM), stop=5 * 41).reshape(5, -1)
+    left = [frozenset(range(1003)) - set(epoch) for epoch in batches.tolist()]
+    assert len(set(left)) == 5
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+def test_a_stream_that_begins_at_any_step_goes_on_as_one_from_the_start(stored, rank, world_size):
+    reader = Small(stored, "train", replace(STREAM, files_at_once=3))
+    about = dict(rank=rank, world_size=world_size)
+    whole = seen(reader, stop=100, **about)
+    for start in (0, 1, 17, 40, 41, 42, 82, 99):
+        assert np.array_equal(seen(reader, start=start, stop=100, **about), whole[start:]), start
+
+
+def test_order_is_a_function_of_seed_epoch_rank_and_number_of_workers_alone(stored):
+    first, second = (Small(stored, "train", replace(STREAM, threads=threads)) for threads in (1, 4))
+    assert np.array_equal(seen(first, stop=82), seen(second, stop=82))
+    epochs = seen(first, stop=82).reshape(2, -1)
+    others = [epochs[1], seen(first, seed=6).ravel(), seen(first, batch_size=48, stop=20, world_size=2).ravel()]
+    for other in others:
+        assert not np.array_equal(epochs[0][: len(other)], other)
+
+
+def test_labels_stay_with_their_images(stored):
+    reader, whole = Small(stored, "train", STREAM), read_split(stored, "train")
+    for pixels, labels in reader.batches(seed=0, batch_size=24, stop=60):
+        rows = rows_of(pixels)
+        assert np.array_equal(pixels, whole.pixels[rows])
+        assert np.array_equal(labels, whole.labels[rows])
+
+
+def test_resuming_reads_no_row_group_of_the_windows_before(stored):
+    class Watched(Small):
+        files_read = 0
+
+        def _path(self, file):
+            self.files_read += 1
+            return super()._path(file)
+
+    reader = Watched(stored, "train", STREAM)
+    windows = reader.order(seed=5, batch_size=24).windows(0)
+    assert len(windows) == 9
+    assert all(len(window.parts) >= MIN_GROUPS for window in windows)
+    files = len({part.file for part in windows[-1].parts})
+    reader.files_read = 0
+    seen(reader, start=40)
+    assert reader.files_read == files
+
+
+def test_rows_of_one_row_group_meet_little_more_often_than_by_chance():
+    """64 row groups in a window: two rows of a batch are of the same one in 1 of 64 cases, and 1 of 256 by chance."""
+    order = Order(groups=((64,) * 16,) * 16, seed=0, batch_size=32, window_rows=64 * 64, files_at_once=16)
+    same, pairs = 0, 0
+    for window in order.windows(0):
+        groups = np.concatenate([np.full(64, part.file * 16 + part.group) for part in window.parts])
+        shuffled = np.empty(len(window), dtype=int)
+        shuffled[order.places(0, window)] = groups
+        for batch in shuffled.reshape(-1, 32):
+            equal = batch[:, None] == batch
+            same, pairs = same + equal.sum() - 32, pairs + 32 * 31
+    assert 0.8 / 64 < same / pairs < 1.2 / 64
+
+
+def test_workers_of_few_files_at_once_read_few_files():
+    order = Order(groups=((10,) * 4,) * 64, seed=0, batch_size=8, window_rows=160, files_at_once=4)
+    for rank in range(4):
+        mine = replace(order, rank=rank, world_size=4).windows(0)
+        assert len({part.file for window in mine for part in window.parts}) <= 20  # of 64, a quarter is 16
+        for one, two in pairwise(mine):
+            assert len({part.file for window in (one, two) for part in window.parts}) <= 12
+
+
+def test_the_step_does_not_wait_once_the_first_window_is_there(tmp_path):
+    """A step takes ten times as long as reading its batch; reading a window takes as long as many steps."""
+    path = tmp_path / "slow"
+    with DatasetWriter(
+        path, task="multiclass", classes="abc", height=4, width=4, channels=1, rows_per_file=64, rows_per_group=4
+    ) as writer:
+        writer.add("train", numbered(512))
+        writer.finish()
+
+    class Slow(ShardReader):
+        window_rows = 64
+
+        def _path(self, file):
+            time.sleep(0.02)  # a window of 16 row groups is in up to 8 files: 0.08 s with two threads
+            return super()._path(file)
+
+    waits = []
+    with closing(Slow(path, "train", STREAM).batches(seed=0, batch_size=4, stop=128)) as batches:
+        for _ in range(96):
+            started_s = time.perf_counter()
+            next(batches)
+            waits.append(time.perf_counter() - started_s)
+            time.sleep(0.02)
+    assert waits[0] > 0.05
+    assert np.sort(waits[1:])[-3] < 0.02  # two of 95 may meet a busy machine
+
+
+def test_a_stream_that_is_left_ends_its_threads(stored):
+    batches = Small(stored, "train", STREAM).batches(seed=0, batch_size=24, stop=10**6)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("augray-read")]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_damaged_file_is_told_in_a_sentence_though_a_thread_met_it(stored, damage):
+    reader = Small(stored, "train", STREAM)
+    file = stored / "train-00003.parquet"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"train-00003.parquet can't be read .* prepare the dataset again"):
+        seen(reader)
+
+
+def test_files_of_another_dataset_are_told_in_a_sentence(stored):
+    (stored / "train-00000.parquet").write_bytes((stored / "train-00016.parquet").read_bytes())
+    with pytest.raises(UserError, match=r"train-00000.parquet isn't the file that the manifest lists"):
+        seen(Small(stored, "train", STREAM))
+    with pytest.raises(UserError, match="hold 986 images and its manifest says 1003"):
+        read_split(stored, "train")
+
+
+def test_a_split_in_files_answers_as_one_in_memory(stored):
+    reader, whole = ShardReader(stored, "train", STREAM), read_split(stored, "train")
+    assert len(reader) == len(whole)
+    assert np.array_equal(reader.labels, whole.labels)
+    assert data_sha256(reader) == data_sha256(whole)
+    rows = np.array([1002, 0, 61, 60, 61, 500])
+    for name in ("pixels", "labels", "patient_id", "image_id", "source"):
+        assert np.array_equal(getattr(reader.take(rows), name), getattr(whole.take(rows), name)), name
+    assert len(reader.take([])) == 0
+    for one, two in zip(first_of_each_class(reader, 2), first_of_each_class(whole, 2), strict=True):
+        assert one.tolist() == two.tolist()
+
+
+def test_a_dataset_whose_manifest_tells_no_row_groups_is_streamed_in_the_same_order(stored):
+    before = seen(Small(stored, "train", STREAM))
+    manifest = read_json(stored / "manifest.json")
+    assert sum(map(sum, manifest["splits"]["train"].pop("row_groups").values())) == 1003
+    write_json(stored / "manifest.json", manifest)
+    assert np.array_equal(seen(Small(stored, "train", STREAM)), before)
+
+
+def test_a_split_is_streamed_only_beyond_the_budget(stored):
+    size = 1003 * 16 / 2**30
+    assert isinstance(open_split(stored, "train", ReadingConfig(memory_gb=size)), Images)
+    assert isinstance(open_split(stored, "train", ReadingConfig(memory_gb=size * 0.99)), ShardReader)
+
+
+def state(run_dir):
+    return load_file(checkpoints(run_dir)[-1] / "state.safetensors")
+
+
+def test_a_streamed_run_killed_between_checkpoints_ends_bit_equal_to_one_that_was_not(config, tmp_path):
+    class KilledError(RuntimeError):
+        pass
+
+    def kill(line):
+        if line["images"] == 80:
+            raise KilledError
+
+    config = replace(config, reading=STREAM)
+    whole, broken = (replace(config, run_dir=tmp_path / name) for name in ("whole", "broken"))
+    train_loop(whole)
+    with pytest.raises(KilledError):
+        train_loop(broken, progress=kill)
+    model = train_loop(broken)
+    first, second = state(whole.run_dir), state(broken.run_dir)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (model / "model.safetensors").read_bytes() == (whole.run_dir / "model/model.safetensors").read_bytes()
+    assert read_json(whole.run_dir / "config.json")["order"].startswith("streamed")
+    in_memory = replace(config, run_dir=tmp_path / "memory", reading=ReadingConfig())
+    train_loop(in_memory)
+    assert not torch.equal(first["average.dense.weight"], state(in_memory.run_dir)["average.dense.weight"])
+
+
+def test_a_run_does_not_go_on_in_another_order_of_images(config):
+    train_loop(config)
+    with pytest.raises(UserError, match=r"differs in the order of images \(permuted\)"):
+        train_loop(replace(config, reading=STREAM))
+    more_memory = replace(config, reading=ReadingConfig(memory_gb=8))
+    assert train_loop(more_memory)
+    assert order_name(open_split(config.data, "train", more_memory.reading)) == "permuted"
+
+
+def test_mixtures_are_the_same_from_memory_and_from_files_and_take_a_bounded_sample(config):
+    sampler = Sampler.from_model(train_loop(config))
+    whole, stream = (open_split(config.data, "train", how) for how in (ReadingConfig(), STREAM))
+    labels = whole.labels
+
+    def fitted(images, most):
+        return fit_mixtures(sampler.networks, images, labels, sampler.info, most)
+
+    for one, two in zip(fitted(whole, MAX_ENCODED).values(), fitted(stream, MAX_ENCODED).values(), strict=True):
+        assert np.array_equal(one.means, two.means)
+        assert np.array_equal(one.stds, two.stds)
+    asked = []
+
+    class Watched(ShardReader):
+        def take(self, rows):
+            asked.extend(rows)
+            return super().take(rows)
+
+    assert set(fitted(Watched(config.data, "train", STREAM), 6)) == {-1, 0, 1}
+    assert len(asked) <= 18

@@ -1,0 +1,71 @@
+"""A split in memory where it fits, else as a stream; both answer to the same few questions."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vaegan.reading.stream import ReadingConfig, Rows, ShardReader
+from vaegan.shards import Images, read_manifest, read_split, split_info
+
+TrainingImages = Images | ShardReader
+"""Both have a length, `labels` and `take`."""
+
+
+def open_split(dataset: Path, split: str, config: ReadingConfig) -> TrainingImages:
+    """A split in memory if its pixels fit into `config.memory_gb`, else as files to stream.
+
+    Raises:
+        UserError: no such dataset or split, or a file of it is missing or damaged.
+    """
+    manifest, info = read_manifest(dataset), split_info(dataset, split)
+    size = info.num_images * manifest.height * manifest.width * manifest.channels
+    return read_split(dataset, split) if size <= config.memory_gb * 2**30 else ShardReader(dataset, split, config)
+
+
+def order_name(images: TrainingImages) -> str:
+    """What must be equal for two runs of one seed to see images in the same order, in words."""
+    if isinstance(images, Images):
+        return "permuted"
+    return f"streamed, {images.window_rows} rows in a window, {images.files_at_once} files at once"
+
+
+def files_sha256(images: TrainingImages) -> str | None:
+    """A hash of what a stream holds, which takes no reading; None for images in memory."""
+    return None if isinstance(images, Images) else images.files_sha256
+
+
+def pixel_blocks(images: TrainingImages) -> Iterator[np.ndarray]:
+    """All pixels in stored order, a block at a time."""
+    return iter([images.pixels]) if isinstance(images, Images) else images.blocks()
+
+
+def first_of_each_class(images: TrainingImages, number: int) -> list[np.ndarray]:
+    """The first `number` rows of each class."""
+    if isinstance(images, ShardReader):
+        return images.first_of_each_class(number)
+    return [np.flatnonzero(column)[:number] for column in images.labels.T]
+
+
+def shuffled(
+    images: TrainingImages, *, seed: int, batch_size: int, start: int, stop: int, rank: int = 0, world_size: int = 1
+) -> Generator[Rows, None, None]:
+    """One worker's part of every batch from step `start` to before `stop`; see `ShardReader.batches`.
+
+    From memory, each epoch is a permutation from (seed, epoch), its incomplete last batch dropped, and a batch's rows
+    are dealt to the workers in equal runs: N workers see what one does.
+    """
+    if isinstance(images, ShardReader):
+        yield from images.batches(
+            seed=seed, batch_size=batch_size, start=start, stop=stop, rank=rank, world_size=world_size
+        )
+        return
+    steps_per_epoch, share = len(images) // batch_size, batch_size // world_size
+    epoch = -1
+    for step in range(start, stop):
+        if step // steps_per_epoch != epoch:
+            epoch = step // steps_per_epoch
+            order = np.random.default_rng([seed, epoch]).permutation(len(images))
+        at = step % steps_per_epoch * batch_size + rank * share
+        rows = order[at : at + share]
+        yield images.pixels[rows], images.labels[rows]
