@@ -18,7 +18,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from vaegan.gdcm_process import decode_apart
-from vaegan.images import _QUIET, MAX_PIXELS, MAX_SCANS, ROWS, TooManyPixels
+from vaegan.images import MAX_PIXELS, MAX_SCANS, QUIET, ROWS, TooManyPixels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -108,7 +108,7 @@ def decode_dicom(data: bytes, config: Choices) -> DicomImage:
         raise UserError("not a DICOM file (no DICM at byte 128, and no data set at its beginning)")
     _load_pydicom()
     try:
-        with _QUIET, np.errstate(all="ignore"):
+        with QUIET, np.errstate(all="ignore"):
             return _decode(data, config)
     except UserError:
         raise
@@ -129,7 +129,7 @@ def read_identifiers(file: BinaryIO) -> dict[str, str]:
     from pydicom import dcmread
 
     try:
-        with _QUIET:
+        with QUIET:
             if DEFLATED in head:
                 _check_deflated(head + file.read())
             file.seek(0)

@@ -110,7 +110,7 @@ def _opened(data: bytes, formats: tuple[str, ...] | None = None, max_pixels: int
     if not data:
         raise UserError("the file is empty")
     try:
-        with _QUIET, Image.open(_bounded(data), formats=formats) as image:
+        with QUIET, Image.open(_bounded(data), formats=formats) as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(f"{image.width}x{image.height} pixels are more than {max_pixels}")
             yield image
@@ -192,7 +192,7 @@ class _Quiet:
                 self.caught.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def resize(pixels: np.ndarray, size: int, channels: int, aspect: Aspect = "crop") -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 
 from cluster.cli import run_command
+from cluster.remote import absolute
 from vaegan.preparation.config import PrepareConfig
 from vaegan.preparation.summary import summary
 from vaegan.shards import MANIFEST, Manifest
@@ -42,8 +43,8 @@ def _from_anywhere(config: PrepareConfig) -> PrepareConfig:
     return replace(
         config,
         out=config.out.absolute(),
-        images=config.images and config.images.absolute(),
-        merge=tuple(path.absolute() for path in config.merge),
+        images=config.images and absolute(config.images),
+        merge=tuple(map(absolute, config.merge)),
         dicom=replace(config.dicom, labels=labels and labels.absolute()),
     )
 

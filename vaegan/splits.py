@@ -29,6 +29,8 @@ class Decision:
 
 def strata(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """What to balance the splits on, (N,): each row's rarest class, or K where it has none."""
+    if not labels.shape[1]:
+        return np.zeros(len(labels), dtype=np.int64)
     order = np.argsort(labels.sum(axis=0), kind="stable")
     positive = labels[:, order].astype(bool)
     return np.where(positive.any(axis=1), order[positive.argmax(axis=1)], labels.shape[1])
@@ -57,6 +59,8 @@ def make_split(
             f"{num_groups} patients are too few to make {wanted} splits: expected at least {wanted}, and many more for "
             "a useful test; add images, or bring splits of your own (train/, val/, test/)"
         )
+    if wanted == 1:  # and there may be one patient, too few for folds
+        return np.full(len(key), np.argmax(fractions))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "least populated class": spread as well as can be
         dealer = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)

@@ -6,9 +6,8 @@ from PIL import Image
 
 from cluster.errors import UserError
 from vaegan.images import encode_png
-from vaegan.importers import ImportConfig, ParquetConfig, detect
+from vaegan.importers import ImportConfig, detect
 from vaegan.importers.folder import open_folder
-from vaegan.importers.parquet import open_parquet
 
 
 def image(seed=0):
@@ -105,70 +104,3 @@ def write(path, columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return path
-
-
-def rows(tmp_path, label, parquet=None, **columns):
-    columns = {"image": [encode_png(image(i)) for i in range(len(label))], "label": label} | columns
-    return open_parquet(ImportConfig(images=write(tmp_path / "x.parquet", columns), parquet=parquet or ParquetConfig()))
-
-
-def test_integer_labels_take_their_names_from_the_other_column_in_the_order_of_the_integers(tmp_path):
-    source = rows(tmp_path, [1, 0, 1], label_name=["zoster", "normal", "zoster"])
-    assert source.classes == ("normal", "zoster")
-    assert [r.labels for r in source.records()] == [("zoster",), ("normal",), ("zoster",)]
-
-
-@pytest.mark.parametrize(
-    ("label", "task", "classes", "expected"),
-    [
-        (["b", "a", "b"], "multiclass", ("a", "b"), [("b",), ("a",), ("b",)]),
-        ([2, 0, 2], "multiclass", ("0", "2"), [("2",), ("0",), ("2",)]),
-        ([["b", "a"], [], ["b"]], "multilabel", ("a", "b"), [("b", "a"), (), ("b",)]),
-        ([[1, 0, 1], [0, 0, 0], [0, 1, 0]], "multilabel", ("0", "1", "2"), [("0", "2"), (), ("1",)]),
-        ([[5], [3, 5], []], "multilabel", ("3", "5"), [("5",), ("3", "5"), ()]),
-    ],
-)
-def test_every_kind_of_label(tmp_path, label, task, classes, expected):
-    source = rows(tmp_path, label)
-    assert (source.task, source.classes) == (task, classes)
-    assert [r.labels for r in source.records()] == expected
-
-
-def test_rows_without_a_label_or_with_an_unknown_split_say_so(tmp_path):
-    source = rows(tmp_path, ["a", None, "b"], split=["train", "test", "elsewhere"])
-    assert [r.problem for r in source.records()] == [None, "no label", "unknown split 'elsewhere'"]
-
-
-def test_a_split_column_that_only_says_all_is_no_split(tmp_path):
-    source = rows(tmp_path, ["a", "b"], split=["all", "all"])
-    assert [r.split for r in source.records()] == [None, None]
-    assert any("made anew" in note for note in source.notes)
-
-
-def test_structs_of_bytes_and_other_column_names(tmp_path):
-    data = encode_png(image())
-    path = write(tmp_path / "hf.parquet", {"img": [{"bytes": data, "path": "x.png"}], "y": ["a"], "who": [7]})
-    source = open_parquet(ImportConfig(images=path, parquet=ParquetConfig(image="img", label="y", patient_id="who")))
-    (record,) = source.records()
-    assert record.image == data
-    assert record.patient_id == "7"
-
-
-@pytest.mark.parametrize(
-    ("columns", "says"),
-    [
-        ({"picture": [b""], "label": ["a"]}, "no column 'image'.*--parquet.image"),
-        ({"image": [b""], "label": [1.5]}, "holds float"),
-        ({"image": [b"", b""], "label": [0, 0], "label_name": ["a", "b"]}, "do not match one to one"),
-        ({"image": [b""], "label": pa.array([None], pa.string())}, "is empty"),
-    ],
-)
-def test_odd_parquet_is_refused_with_what_was_found(tmp_path, columns, says):
-    with pytest.raises(UserError, match=says):
-        open_parquet(ImportConfig(images=write(tmp_path / "x.parquet", columns)))
-
-
-def test_a_file_that_only_claims_to_be_parquet(tmp_path):
-    (tmp_path / "x.parquet").write_text("not at all")
-    with pytest.raises(UserError, match="isn't a Parquet file"):
-        open_parquet(ImportConfig(images=tmp_path))

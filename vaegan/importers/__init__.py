@@ -57,6 +57,8 @@ def open_source(config: ImportConfig, name: str = "auto") -> Source:
 def _detect(images: Path | None) -> str:
     if images is None:
         return "phantom"
+    if dataset.FORMAT.recognises(images):  # which may be at a URL
+        return dataset.FORMAT.name
     summaries = "; ".join(each.summary for each in FORMATS if each.name != "phantom")
     if not images.exists():
         raise UserError(f"no folder or file {images}: expected one of: {summaries}; check --images")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from vaegan.importers.base import Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import REMEMBERED
+from vaegan.importers.folder import is_folder
 from vaegan.importers.labels import Findings
 from vaegan.importers.radiographs import OBSERVATIONS, not_asked_for, observations, uncertain_note
 from vaegan.importers.table import broken_records
@@ -150,7 +151,7 @@ def _root(images: Path | None) -> Path | None:
         return None
     try:
         with os.scandir(images) as entries:
-            below = sorted(e.name for e in entries if e.name.lower().startswith("chexpert") and e.is_dir())
+            below = sorted(e.name for e in entries if e.name.lower().startswith("chexpert") and is_folder(e))
     except OSError:
         return None
     folders = [images, *(images / name for name in below)]

@@ -11,9 +11,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from cluster.remote import absolute
 from cluster.storage import file_sha256
 from vaegan.importers.base import Address, Format, ImportConfig, Record, Source
-from vaegan.shards import MANIFEST, SPLITS, Images, Manifest, dataset_sha256, from_table, read_manifest, readable
+from vaegan.shards import (
+    MANIFEST,
+    SPLITS,
+    Images,
+    Manifest,
+    dataset_sha256,
+    from_table,
+    is_dataset,
+    locate,
+    read_manifest,
+    readable,
+)
 
 
 def open_dataset(config: ImportConfig) -> Source:
@@ -27,7 +39,7 @@ def open_dataset(config: ImportConfig) -> Source:
     """
     assert config.images is not None
     folders = (config.images, *config.merge)
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    if len({absolute(folder) for folder in folders}) < len(folders):
         raise UserError(f"the same dataset is named twice ({', '.join(map(str, folders))}): name each once")
     manifests = [_read_sound_manifest(folder) for folder in folders]
     tasks = {manifest.task for manifest in manifests}
@@ -57,9 +69,10 @@ def _records(folder: Path, manifest: Manifest, name: str, ambiguous: frozenset[s
     for split, info in manifest.splits.items():
         given = 0
         for file, sha256 in info.files.items():
-            opened = _opened(folder, file, sha256, manifest)
+            path = locate(folder, file, sha256)
+            opened = _opened(path, sha256, manifest)
             for group in range(opened.num_row_groups):
-                with readable(folder / file):
+                with readable(path):
                     images = from_table(opened.read_row_group(group))
                 given += len(images)
                 for i in range(len(images)):
@@ -80,28 +93,28 @@ def _records(folder: Path, manifest: Manifest, name: str, ambiguous: frozenset[s
             )
 
 
-def _opened(folder: Path, file: str, sha256: str, manifest: Manifest) -> pq.ParquetFile:
+def _opened(path: Path, sha256: str, manifest: Manifest) -> pq.ParquetFile:
     """A file of a dataset, unless it isn't the one that the manifest means: a damaged one can look sound."""
-    _check_regular(folder / file)
-    with readable(folder / file):
-        found = file_sha256(folder / file)
+    _check_regular(path)
+    with readable(path):
+        found = file_sha256(path)
     if found != sha256:
         raise UserError(
-            f"{folder / file} isn't the file that {MANIFEST} lists (its sha256 is another): it was damaged or changed; "
-            "prepare that dataset again"
+            f"{path} isn't the file that {MANIFEST} lists (its sha256 is another): it was damaged or changed; prepare "
+            "that dataset again"
         )
-    with readable(folder / file):
-        opened = pq.ParquetFile(folder / file)
+    with readable(path):
+        opened = pq.ParquetFile(path)
         about = json.loads((opened.schema_arrow.metadata or {}).get(b"augray", b"{}"))
     if tuple(about.get("classes", ())) != manifest.classes or about.get("task") != manifest.task:
-        raise UserError(f"{folder / file} has other classes than {MANIFEST} lists: prepare that dataset again")
+        raise UserError(f"{path} has other classes than {MANIFEST} lists: prepare that dataset again")
     return opened
 
 
 def _read_sound_manifest(folder: Path) -> Manifest:
     """As `read_manifest`, but each value that is used here is of the kind it should be."""
-    if (folder / MANIFEST).exists():
-        _check_regular(folder / MANIFEST)
+    if is_dataset(folder):
+        _check_regular(locate(folder, MANIFEST))
     manifest = read_manifest(folder)
     infos = manifest.splits.values()
     checks = {
@@ -137,7 +150,7 @@ def _address(images: Images, i: int) -> Address:
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
     """The folders' names, or numbers where names repeat."""
-    names = [folder.resolve().name for folder in folders]
+    names = [absolute(folder).name for folder in folders]
     return names if len(set(names)) == len(names) else [f"{k}-{name}" for k, name in enumerate(names)]
 
 
@@ -153,8 +166,9 @@ def _shared(folders: Sequence[Path], manifests: Sequence[Manifest], column: str)
 def _unique(folder: Path, manifest: Manifest, column: str) -> pa.Array:
     chunks: list[pa.Array] = [pa.array([], pa.string())]
     for file, sha256 in (found for info in manifest.splits.values() for found in info.files.items()):
-        opened = _opened(folder, file, sha256, manifest)
-        with readable(folder / file):
+        path = locate(folder, file, sha256)
+        opened = _opened(path, sha256, manifest)
+        with readable(path):
             chunks += opened.read(columns=[column]).column(column).chunks
     return pa.concat_arrays(chunks).unique()
 
@@ -178,7 +192,7 @@ def _notes(
 
 
 def _recognises(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+    return is_dataset(path)
 
 
 FORMAT = Format("dataset", "a dataset that AugRay wrote", _recognises, open_dataset)

@@ -19,7 +19,7 @@ from vaegan.importers import keys
 from vaegan.importers.base import ColumnsConfig, Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import Columns, Reader, Row, find_column, find_columns, survey
 from vaegan.importers.folder import SUFFIXES as IMAGE_SUFFIXES
-from vaegan.importers.folder import class_folders, files_below, patient, patient_pattern, suffix
+from vaegan.importers.folder import class_folders, files_below, is_file, patient, patient_pattern, suffix
 from vaegan.importers.labels import MAX_CLASSES
 from vaegan.importers.table import broken_records
 from vaegan.importers.tabular import Rows, column_names, first_rows, is_table, read_table
@@ -93,7 +93,7 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
             "labels with --dicom.labels"
         )
     pattern, notes = _patients(config, [path for *_, path in images])
-    beside = [entry.name for entry in os.scandir(root) if entry.is_file()]
+    beside = [entry.name for entry in os.scandir(root) if is_file(entry)]
     notes += _ignored([path for *_, path in files if not may_be_dicom(path)] + beside)
 
     def records() -> Iterator[Record]:
@@ -115,7 +115,7 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
 
 
 def _no_class(root: Path, below: Sequence[str]) -> UserError:
-    direct = [entry.name for entry in os.scandir(root) if entry.is_file()]
+    direct = [entry.name for entry in os.scandir(root) if is_file(entry)]
     tables = sorted(name for name in direct if is_table(Path(name)))
     images = sum(map(may_be_dicom, direct))
     if images:

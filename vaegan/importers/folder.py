@@ -42,7 +42,7 @@ def open_folder(config: ImportConfig) -> Source:
     def records() -> Iterator[Record]:
         for split, label, path in images:
             stem = _stem(path)
-            image_id = stem if stems[stem] == 1 else path.rpartition(".")[0]
+            image_id = stem if stems[stem] == 1 else path
             who = patient(pattern, path)
             yield Record(
                 as_text(path), root / path, as_text(image_id), (label,), None if who is None else as_text(who), split
@@ -98,6 +98,22 @@ def _folders(path: Path) -> list[str]:
     if odd := [name for name in found if as_text(name) != name]:
         raise UserError(f"the name of the folder {as_text(odd[0])} in {path} isn't UTF-8 text: rename it")
     return found
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file, or leads to one; a link that leads to itself is none."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder, or leads to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -186,11 +202,11 @@ def patient_pattern(regex: str | None, paths: Sequence[str]) -> tuple[re.Pattern
 
 
 def patient(pattern: re.Pattern[str] | None, path: str) -> str | None:
-    """The groups that match, joined by "_", or the whole match; None where there is no match."""
+    """The groups that match, joined by "_", or the whole match; None where there is no match, or it is empty."""
     match = pattern.search(path) if pattern else None
     if not match:
         return None
-    return "_".join(group for group in match.groups() if group) or match.group()
+    return "_".join(group for group in match.groups() if group) or match.group() or None
 
 
 FORMAT = Format("folder", "a folder with one subfolder of images per class", Path.is_dir, open_folder)

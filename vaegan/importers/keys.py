@@ -127,6 +127,8 @@ def _attributes(root: Path, files: Sequence[str], name: str) -> pa.Array:
 
 def _identifiers(path: Path) -> Mapping[str, str]:
     try:
+        if not path.is_file():  # reading a pipe may never end
+            return {}
         with open(path, "rb") as file:
             return read_identifiers(file)
     except (UserError, OSError):  # decoding tells what is wrong with it

@@ -5,6 +5,8 @@ import posixpath
 from collections.abc import Collection
 from pathlib import Path
 
+from vaegan.importers.folder import is_file
+
 NO_FILE = "no such file"
 
 
@@ -64,7 +66,7 @@ class ImageFiles:
 def _files_in(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
+            return frozenset(entry.name for entry in entries if is_file(entry))
     except (OSError, ValueError):
         return frozenset()
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from cluster.errors import UserError
-from vaegan.images import _QUIET
+from vaegan.images import QUIET
 from vaegan.importers.base import Format, ImportConfig, Record, Source, fingerprint
 
 SPLITS = ("train", "val", "test")
@@ -201,7 +201,7 @@ def _cache() -> Path:
 def _readable(path: Path) -> Iterator[None]:
     """What zipfile, zlib and NumPy raise over a damaged file, as one sentence."""
     try:
-        with _QUIET:
+        with QUIET:
             yield
     except UserError:
         raise
@@ -336,7 +336,7 @@ def _chunks(path: Path, key: str, array: _Array) -> Iterator[np.ndarray]:
     step, left = max(1, CHUNK_BYTES // array.row_bytes), array.shape[0]
     # whatever a damaged file, or one that was changed meanwhile, leads zipfile and zlib to raise
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-        with _QUIET:
+        with QUIET:
             _header(member, key, path)
         while left > 0:
             data = member.read(

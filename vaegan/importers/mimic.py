@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from vaegan.importers.base import SPLIT_NAMES, Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import REMEMBERED
+from vaegan.importers.folder import is_file
 from vaegan.importers.labels import Findings
 from vaegan.importers.radiographs import OBSERVATIONS, not_asked_for, observations, uncertain_note
 from vaegan.importers.table import broken_records
@@ -195,7 +196,7 @@ def _tables(root: Path) -> dict[str, Path]:
     """The tables by kind; of two versions the newer."""
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if TABLE.fullmatch(entry.name) and entry.is_file())
+            names = sorted(entry.name for entry in entries if TABLE.fullmatch(entry.name) and is_file(entry))
     except OSError:
         return {}
     return {match[1].lower(): root / name for name in names if (match := TABLE.fullmatch(name))}

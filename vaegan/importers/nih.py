@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from vaegan.importers.base import Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import REMEMBERED
-from vaegan.importers.folder import SUFFIXES, suffix
+from vaegan.importers.folder import SUFFIXES, is_file, is_folder, suffix
 from vaegan.importers.labels import SeparatedLabels
 from vaegan.importers.table import broken_records
 from vaegan.importers.tabular import MISSING, Rows, column_names, first_rows, listed, pieces, read_table
@@ -141,7 +141,7 @@ def _image_folders(root: Path) -> list[str]:
 
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.name.lower().startswith("images") and e.is_dir())
+        return sorted(e.name for e in entries if e.name.lower().startswith("images") and is_folder(e))
 
 
 def _files_in(folder: Path) -> list[tuple[str, int, int]]:
@@ -149,7 +149,7 @@ def _files_in(folder: Path) -> list[tuple[str, int, int]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if suffix(entry.name) in SUFFIXES and entry.is_file():
+            if suffix(entry.name) in SUFFIXES and is_file(entry):
                 about = entry.stat()
                 found.append((entry.name, about.st_size, about.st_mtime_ns))
     return sorted(found)
@@ -159,7 +159,7 @@ def _tables(root: Path) -> list[Path]:
     """Tables of labels, the newest last: Data_Entry_2017.csv, Data_Entry_2017_v2020.csv."""
     try:
         with os.scandir(root) as entries:
-            return [root / name for name in sorted(e.name for e in entries if TABLE.fullmatch(e.name) and e.is_file())]
+            return [root / name for name in sorted(e.name for e in entries if TABLE.fullmatch(e.name) and is_file(e))]
     except OSError:
         return []
 

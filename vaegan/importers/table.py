@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.errors import UserError
 from vaegan.importers.base import ColumnsConfig, Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import Reader, find_column, find_columns, survey
-from vaegan.importers.folder import SUFFIXES, patient, patient_pattern
+from vaegan.importers.folder import SUFFIXES, is_file, patient, patient_pattern
 from vaegan.importers.lookup import ImageFiles
 from vaegan.importers.tabular import Rows, column_names, first_rows, is_table, listed, pieces, read_table
 
@@ -144,7 +144,7 @@ def _table_file(config: ImportConfig) -> Path:
 
 def _tables_in(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if not e.name.startswith(".") and is_table(Path(e.name)) and e.is_file()]
+        names = [e.name for e in entries if not e.name.startswith(".") and is_table(Path(e.name)) and is_file(e)]
     return [folder / name for name in sorted(names)]
 
 

@@ -29,7 +29,7 @@ from vaegan.preparation.findings import findings_table
 from vaegan.preparation.identity import Pseudonyms, read_or_make_salt, write_linkage
 from vaegan.preparation.inputs import inputs_sha256, lines_again, lines_of_parts
 from vaegan.preparation.names import name_warnings
-from vaegan.preparation.pools import Part, Run, choose_pool
+from vaegan.preparation.pools import Interrupted, Part, Run, choose_pool
 from vaegan.preparation.settling import Rows, settle
 from vaegan.preparation.shortcuts import shortcut_warnings
 from vaegan.preparation.spool import Spool, columns_of, records_per_part, reject_sentence
@@ -53,6 +53,7 @@ def prepare(config: PrepareConfig, in_tasks: Run | None = None) -> Manifest:
     source = open_source(config, config.source)
     classes = _choose_classes(source, config)
     settings = config.deciding(source.kind)
+    _check_private(config)
     if (config.out / MANIFEST).exists():
         return _existing(config, settings, source, _decoding(config, source, classes))
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +77,15 @@ def _prepare(
     shape = {"height": config.size, "width": config.size, "channels": config.channels}
     how = _decoding(config, source, classes)
     hidden = source.identifying or settings["hash_patients"]
+    salt_sha256 = _salt_sha256(config)
     spool = Spool(
         config.out.with_name(f".{config.out.name}.work"),
         {
             "format": FORMAT_OF_PARTS,
             "settings": settings,
             "fingerprint": source.fingerprint,
-            "salt": _salt_sha256(config),
+            "salt": salt_sha256,
+            "names": how.keep_names,
         },
         how,
     )
@@ -109,7 +112,7 @@ def _prepare(
         }
         inputs = inputs_sha256(source, lines_of_parts(spool, named=not hidden), named=not hidden)
         origin = provenance(seed=config.seed, started_s=started_s, inputs=inputs)
-        origin |= {"config": settings, "fingerprint": source.fingerprint}
+        origin |= {"config": settings, "fingerprint": source.fingerprint, "salt_sha256": salt_sha256}
         if hidden:
             origin["command"] = (
                 "python -m vaegan.prepare (its words are left out: they may tell whose images these are)"
@@ -143,6 +146,14 @@ def _choose_classes(source: Source, config: PrepareConfig) -> tuple[str, ...]:
     return classes
 
 
+def _check_private(config: PrepareConfig) -> None:
+    for name, file in (("salt", config.salt), ("linkage", config.linkage)):
+        if file is not None and config.out.resolve() in file.resolve().parents:
+            raise UserError(
+                f"--{name} {file} lies in the dataset {config.out}, whose hashes it undoes: keep it elsewhere"
+            )
+
+
 def _existing(config: PrepareConfig, settings: dict[str, Any], source: Source, how: Decoding) -> Manifest:
     manifest = read_manifest(config.out)
     before = manifest.provenance
@@ -151,6 +162,16 @@ def _existing(config: PrepareConfig, settings: dict[str, Any], source: Source, h
         raise UserError(
             f"{config.out} holds a dataset prepared with other settings ({', '.join(changed)}): "
             "choose another --out, or remove it to prepare it anew"
+        )
+    if config.salt is not None and before.get("salt_sha256") != _salt_sha256(config):
+        raise UserError(
+            f"{config.out} holds a dataset prepared with another salt than {config.salt}: choose another --out, or "
+            "remove it to prepare it anew"
+        )
+    if config.linkage is not None and not config.linkage.exists():
+        raise UserError(
+            f"{config.out} is prepared already, and no linkage can be written afterwards: choose another --out, or "
+            "remove it to prepare it anew"
         )
     named = not (source.identifying or settings["hash_patients"])
     touched = before.get("fingerprint") != source.fingerprint
@@ -194,6 +215,8 @@ def _kept_for_later(spool: Spool) -> Iterator[None]:
     spool.open()
     try:
         yield
+    except Interrupted:
+        raise
     except UserError:
         spool.remove()
         raise

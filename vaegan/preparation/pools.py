@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ FEW_RECORDS = 2000
 """Below, threads are done before processes have started; Pillow and zlib let other threads run while they decode."""
 AHEAD = 2
 """Parts per worker that wait or are worked on: what is read ahead of the workers stays bounded."""
+
+
+class Interrupted(UserError):
+    """Not the images' fault: what is decoded is kept, and the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,11 @@ def _in_threads(num_threads: int) -> Run:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: killed, it couldn't tell its workers."""
+    """End this process when the one that started it is gone: killed, it couldn't tell its workers.
+
+    Ctrl-C reaches all processes of a terminal; the one that started this one answers it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -90,7 +99,7 @@ def _in_processes(num_processes: int) -> Run:
             started = (pool.submit(decode_part, part.records, how, part.path).result for part in parts)
             yield from in_order(started, AHEAD * num_processes)
         except BrokenProcessPool:
-            raise UserError(
+            raise Interrupted(
                 "a process that decodes images was killed, most likely for want of memory: run the same command again "
                 "with fewer --num-workers; what is decoded is kept"
             ) from None

@@ -220,6 +220,8 @@ def _name(split: np.int64) -> str:
 
 def _label_codes(labels: NDArray[np.uint8]) -> Indices:
     """Equal numbers for equal rows of labels, (N,)."""
+    if not labels.shape[1]:
+        return np.zeros(len(labels), dtype=np.int64)
     whole = np.ascontiguousarray(labels).view(f"V{labels.shape[1]}").ravel()
     return np.unique(whole, return_inverse=True)[1]
 

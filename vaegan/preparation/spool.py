@@ -140,7 +140,7 @@ class Spool:
         fits = (self.folder / STAMP).exists() and read_json(self.folder / STAMP) == self.stamp
         if not fits:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, mode=0o700)  # it may hold names, where a linkage was asked for
             write_json(self.folder / STAMP, self.stamp)
 
     def remove(self) -> None:

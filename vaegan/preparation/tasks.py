@@ -36,7 +36,9 @@ def _result(job: "ray.ObjectRef[Any]") -> int:
     try:
         return int(ray.get(job))
     except RayTaskError as error:
-        cause = error.as_instanceof_cause()
+        cause = error.cause
+        if isinstance(cause, UserError):  # Ray's own error has the task's traceback in its text
+            raise cause from None
         if isinstance(cause, OSError):
             raise UserError(
                 f"a Ray task can't write what it decoded ({cause}): --images and --out must be on a file system that "
