@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from vaegan.duplicates import components, exact_pairs, find_pairs, near_pairs, thumbnail
+from vaegan.duplicates import components, correlation, exact_pairs, find_pairs, near_pairs, thumbnail
 from vaegan.images import perceptual_hash, pixel_hash, resize
 from vaegan.phantom import PhantomConfig, phantom
 
@@ -69,3 +69,30 @@ def test_components_join_chains():
     group = components(6, pairs)
     assert group[0] == group[1] == group[4] != group[2] == group[3] != group[5]
     assert len(set(components(3, np.empty((0, 2), dtype=np.int64)))) == 3
+
+
+def test_only_the_rows_asked_for_are_compared_and_they_keep_their_numbers(films):
+    pixels = np.concatenate([films[:6], films[:2]])
+    hashes = np.array([perceptual_hash(p) for p in pixels], dtype=np.uint64)
+    thumbnails = np.array([thumbnail(p) for p in pixels])
+    assert {tuple(pair) for pair in near_pairs(hashes, thumbnails)} == {(0, 6), (1, 7)}
+    assert {tuple(pair) for pair in near_pairs(hashes, thumbnails, rows=np.array([1, 2, 6, 7]))} == {(1, 7)}
+    assert near_pairs(hashes, thumbnails, rows=np.array([], dtype=np.int64)).shape == (0, 2)
+
+
+def test_thumbnails_may_lie_in_a_file(films, tmp_path):
+    pixels = np.concatenate([films[:6], films[:2]])
+    hashes = np.array([perceptual_hash(p) for p in pixels], dtype=np.uint64)
+    thumbnails = np.array([thumbnail(p) for p in pixels])
+    thumbnails.tofile(tmp_path / "t")
+    mapped = np.memmap(tmp_path / "t", dtype=np.uint8, mode="r", shape=thumbnails.shape)
+    np.testing.assert_array_equal(near_pairs(hashes, mapped), near_pairs(hashes, thumbnails))
+
+
+def test_correlation_is_blind_to_brightness_and_contrast_and_flat_images_correlate_with_nothing():
+    a = np.random.default_rng(0).integers(0, 100, (3, 32, 32), dtype=np.uint8)
+    np.testing.assert_allclose(correlation(a, a * 2 + 7), 1, atol=1e-3)
+    np.testing.assert_allclose(correlation(a, 255 - a), -1, atol=1e-3)
+    assert np.isfinite(correlation(a, np.full_like(a, 9))).all()
+    expected = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, a[::-1], strict=True)]
+    np.testing.assert_allclose(correlation(a, a[::-1]), expected, atol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cluster.errors import UserError
-from vaegan.images import decode, encode_png, grid, perceptual_hash, pixel_hash, resize
+from vaegan.images import OVERSIZE, decode, decode_for, encode_png, grid, perceptual_hash, pixel_hash, resize
 from vaegan.tensors import to_pixels, to_tensor
 
 
@@ -119,3 +119,67 @@ def test_a_perceptual_hash_survives_compression_and_not_another_picture():
 
     assert distance(smooth[:, :, None], compressed) <= 4
     assert distance(smooth[:, :, None], other[:, :, None]) > 12
+
+
+def disc(height: int, width: int) -> np.ndarray:
+    """A white disc of radius 0.4 of the shorter side, in the middle, (H, W, 1)."""
+    y, x = np.mgrid[:height, :width]
+    inside = np.hypot(y - (height - 1) / 2, x - (width - 1) / 2) <= 0.4 * min(height, width)
+    return (inside * 255).astype(np.uint8)[..., None]
+
+
+@pytest.mark.parametrize("shape", [(120, 200), (200, 120), (90, 300)])
+def test_padding_keeps_all_of_an_image_in_its_proportions_between_black_bars(shape):
+    small = resize(disc(*shape), 96, 1, "pad")[..., 0] > 127
+    scale = 96 / max(shape)
+    rows, columns = np.flatnonzero(small.any(axis=1)), np.flatnonzero(small.any(axis=0))
+    assert len(rows) == pytest.approx(0.8 * min(shape) * scale, abs=1.5)  # a circle stays one
+    assert len(columns) == pytest.approx(len(rows), abs=1)
+    bar = round((96 - min(shape) * scale) / 2) - 1
+    padded = resize(np.full((*shape, 1), 200, np.uint8), 96, 1, "pad")[..., 0]
+    across = padded if shape[0] < shape[1] else padded.T
+    assert (across[:bar] == 0).all()
+    assert (across[-bar:] == 0).all()
+    assert (across[bar + 2 : -bar - 2] == 200).all()
+
+
+@pytest.mark.parametrize("shape", [(120, 200), (201, 120), (7, 3)])
+def test_each_aspect_gives_the_size_asked_for_and_cropping_is_what_pillow_gives_of_the_centre(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 1), dtype=np.uint8)
+    for aspect in ("crop", "pad", "squash"):
+        assert resize(pixels, 16, 1, aspect).shape == (16, 16, 1)
+        assert resize(pixels, 16, 3, aspect).shape == (16, 16, 3)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    centre = Image.fromarray(pixels[top : top + side, left : left + side, 0])
+    expected = np.asarray(centre.resize((16, 16), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(resize(pixels, 16, 1, "crop")[..., 0], expected)
+    squashed = Image.fromarray(pixels[..., 0]).resize((16, 16), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(resize(pixels, 16, 1, "squash")[..., 0], np.asarray(squashed))
+
+
+def test_square_images_of_the_size_asked_for_stay_as_they_are_whatever_the_aspect():
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 1), dtype=np.uint8)
+    for aspect in ("crop", "pad", "squash"):
+        np.testing.assert_array_equal(resize(pixels, 24, 1, aspect), pixels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_lossless_files_are_decoded_whole_whatever_size_is_asked_for(kind):
+    pixels = ramp(200, 150)
+    found, shape = decode_for(file(pixels, kind), 8)
+    np.testing.assert_array_equal(found[..., 0], pixels)
+    assert shape == (200, 150)
+
+
+@pytest.mark.parametrize("size", [8, 32, 64, 100])
+def test_a_jpeg_read_at_a_fraction_of_its_size_ends_within_a_few_grey_levels_of_reading_all_of_it(size):
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(Image.fromarray(rng.integers(0, 256, (8, 10), dtype=np.uint8)).resize((960, 800)))
+    data = file(smooth, "JPEG", quality=95)
+    found, shape = decode_for(data, size)
+    assert shape == (800, 960)  # what is cropped away is a whole number of an eighth's pixels
+    assert min(found.shape[:2]) >= min(800, OVERSIZE * size)
+    difference = resize(found, size, 1).astype(int) - resize(decode(data), size, 1)
+    assert np.abs(difference).mean() < 2
+    assert np.abs(difference).max() <= 12

@@ -8,7 +8,9 @@ from PIL import Image
 
 from cluster.errors import UserError
 from vaegan.phantom import PhantomConfig, phantom
-from vaegan.prepare import PrepareConfig, main, prepare
+from vaegan.preparation.config import PrepareConfig
+from vaegan.preparation.pipeline import prepare
+from vaegan.prepare import main
 from vaegan.shards import SPLITS, read_manifest, read_split
 
 
@@ -100,7 +102,7 @@ def test_a_second_run_leaves_a_finished_dataset_and_other_settings_or_images_are
     arguments = ["--images", str(folder), "--out", str(tmp_path / "out"), "--size", "32"]
     assert main(arguments) == 0
     before = (tmp_path / "out" / "manifest.json").read_bytes()
-    assert main([*arguments, "--num-threads", "1"]) == 0
+    assert main([*arguments, "--num-workers", "1"]) == 0
     assert "nothing was done" in capsys.readouterr().out
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
     assert main([*arguments, "--seed", "1"]) == 2
@@ -110,9 +112,9 @@ def test_a_second_run_leaves_a_finished_dataset_and_other_settings_or_images_are
     assert "other images" in capsys.readouterr().err
 
 
-def test_the_same_settings_write_the_same_files_whatever_the_number_of_threads(folder, tmp_path):
-    one = prepare(config(folder, tmp_path, out=tmp_path / "one", num_threads=1))
-    four = prepare(config(folder, tmp_path, out=tmp_path / "four", num_threads=4))
+def test_the_same_settings_write_the_same_files_whatever_the_number_of_workers(folder, tmp_path):
+    one = prepare(config(folder, tmp_path, out=tmp_path / "one", num_workers=1))
+    four = prepare(config(folder, tmp_path, out=tmp_path / "four", num_workers=0))
     assert one.splits == four.splits
 
 

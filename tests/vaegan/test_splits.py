@@ -118,3 +118,27 @@ def test_a_source_without_training_images_is_refused():
     labels, patients = cohort(10)
     with pytest.raises(UserError, match="no training images"):
         settle(labels, patients, np.full(len(labels), 2))
+
+
+@pytest.mark.parametrize("fractions", [(0.01, 0.01, 0.98), (0.02, 0.96, 0.02), (1.0, 0.0, 0.0), (0.05, 0.0, 0.95)])
+@pytest.mark.parametrize("num_patients", [3, 5, 19, 40])
+def test_every_share_above_zero_gets_patients_however_odd_the_shares(fractions, num_patients):
+    labels, patients = cohort(num_patients)
+    split = make_split(labels, patients, fractions, seed=0)
+    assert set(split) == {i for i, fraction in enumerate(fractions) if fraction}
+    assert all(len(set(split[patients == p])) == 1 for p in np.unique(patients))
+
+
+def test_one_patient_is_enough_for_one_split_and_images_need_no_labels():
+    assert list(make_split(np.eye(2, dtype=np.uint8), np.zeros(2, np.int64), (1.0, 0.0, 0.0), seed=0)) == [0, 0]
+    split = make_split(np.zeros((60, 0), np.uint8), np.arange(60), FRACTIONS, seed=0)
+    assert set(split) == {0, 1, 2}
+
+
+def test_labels_are_spread_where_each_patient_has_several_findings():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((900, 4)) < [0.5, 0.3, 0.1, 0.03]).astype(np.uint8)
+    split = make_split(labels, np.arange(900) // 2, FRACTIONS, seed=0)
+    rare = labels[:, 3] == 1
+    assert set(split[rare]) == {0, 1, 2}
+    assert np.mean(split[rare] == 0) == pytest.approx(0.7, abs=0.15)

@@ -14,12 +14,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cluster.errors import UserError
+from cluster.storage import text_sha256
 from vaegan.dicom import is_dicom
 from vaegan.importers import keys
 from vaegan.importers.base import ColumnsConfig, Format, ImportConfig, Record, Source, fingerprint
 from vaegan.importers.columns import Columns, Reader, Row, find_column, find_columns, survey
 from vaegan.importers.folder import SUFFIXES as IMAGE_SUFFIXES
-from vaegan.importers.folder import class_folders, files_below, is_file, patient, patient_pattern, suffix
+from vaegan.importers.folder import (
+    as_text,
+    class_folders,
+    files_below,
+    is_file,
+    lines,
+    patient,
+    patient_pattern,
+    suffix,
+)
 from vaegan.importers.labels import MAX_CLASSES
 from vaegan.importers.table import broken_records
 from vaegan.importers.tabular import Rows, column_names, first_rows, is_table, read_table
@@ -107,7 +117,10 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
         classes=classes,
         num_records=len(images),
         records=records,
-        fingerprint=fingerprint(root / path for *_, path in images),
+        fingerprint=text_sha256(
+            lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
+        ),
+        inputs={"labels": text_sha256(lines(f"{split}/{label}" for split, label, _ in images))},
         notes=notes,
         identifying=True,
         dicom=True,

@@ -60,14 +60,15 @@ def open_folder(config: ImportConfig) -> Source:
         num_records=len(images),
         records=records,
         fingerprint=text_sha256(
-            _lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
+            lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
         ),
-        inputs={"labels": text_sha256(_lines(f"{split}/{label}" for split, label, _ in images))},
+        inputs={"labels": text_sha256(lines(f"{split}/{label}" for split, label, _ in images))},
         notes=notes,
     )
 
 
-def _lines(values: Iterable[str]) -> str:
+def lines(values: Iterable[str]) -> str:
+    """One value a line, each line with its end."""
     return "".join(f"{value}\n" for value in values)
 
 

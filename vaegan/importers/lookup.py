@@ -43,7 +43,7 @@ class ImageFiles:
             return name, None
         found = [name + suffix for suffix in self.suffixes if name + suffix in names]
         if len(found) > 1:
-            return None, f"a name without suffix that fits several files ({', '.join(found[:3])})"
+            return None, f"a name without suffix that fits {len(found)} files"
         return (found[0] if found else None), None
 
     def _listing(self, folder: str) -> frozenset[str]:

@@ -291,7 +291,7 @@ def _records_without_row(root: Path, rows: Rows, files: _Files, join: _Join) -> 
         path = files.path(i)
         problem = f"no row in {rows.path.name}"
         if join.twice[i] != i:
-            problem = f"a second file of the name of {_text(files.path(join.twice[i]))}"
+            problem = "a second file of that name, in another folder or with another suffix"
         yield Record(_text(path), root / path, _text(os.path.splitext(path)[0]), None, problem=problem)
 
 

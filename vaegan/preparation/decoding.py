@@ -5,6 +5,7 @@ Runs in worker processes, so nothing here may need PyTorch.
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from vaegan.importers.base import DicomConfig, Record
 from vaegan.preparation.identity import Pseudonyms
 
 MAX_FILE_BYTES = 2**30
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 OUTSIDE = "a patient outside the subset"
 COLOUR_LEVELS = 16
 """By how much red, green and blue must part somewhere in a 32 x 32 thumbnail for an image to be in colour; grey films
@@ -117,6 +119,8 @@ def decode_record(record: Record, how: Decoding) -> Row:
         except Exception as error:  # one odd file, however a decoder trips over it, must not end a run of thousands
             problem = f"the decoder failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     row = _named(record, film, how)
+    if problem and how.pseudonym.salt is not None:
+        problem = QUOTED.sub("...", problem)  # a label or a name as the source has it
     row.problem, row.left_out, row.file_sha256 = problem, None if problem else left_out, digest
     if film is not None and record.patient_id is None and not how.takes(row.source_patient or row.patient_id):
         row.left_out, film = OUTSIDE, None
@@ -163,6 +167,8 @@ def unfit(path: Path) -> str | None:
 
 def _film(data: bytes | np.ndarray, how: Decoding) -> _Film:
     if isinstance(data, np.ndarray):
+        if data.ndim not in (2, 3) or not data.size or data.shape[2:] not in ((), (1,), (3,), (4,)):
+            raise UserError(f"pixels of shape {data.shape}, expected (H, W), (H, W, 1) or (H, W, 3)")
         height, width = data.shape[:2]
         return _Film(check_pixels(data), height, width)
     if how.dicom is not None and dicom.is_dicom(data):

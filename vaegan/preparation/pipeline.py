@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from cluster.errors import UserError
@@ -51,11 +52,14 @@ def prepare(config: PrepareConfig, in_tasks: Run | None = None) -> Manifest:
     """
     started_s = time.time()
     source = open_source(config, config.source)
+    pa.default_memory_pool().release_unused()  # reading a large table leaves many times what is kept of it
     classes = _choose_classes(source, config)
     settings = config.deciding(source.kind)
-    _check_private(config)
+    _check_places(config)
     if (config.out / MANIFEST).exists():
         return _existing(config, settings, source, _decoding(config, source, classes))
+    if config.linkage is not None and config.linkage.exists():
+        raise UserError(f"--linkage {config.linkage} is there already, of another dataset: choose another name")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another process prepares {config.out}: wait for it, or choose another --out"
     lock = config.out.with_name(f".{config.out.name}.lock")
@@ -146,7 +150,12 @@ def _choose_classes(source: Source, config: PrepareConfig) -> tuple[str, ...]:
     return classes
 
 
-def _check_private(config: PrepareConfig) -> None:
+def _check_places(config: PrepareConfig) -> None:
+    if config.images is not None and config.images.resolve() in config.out.resolve().parents:
+        raise UserError(
+            f"--out {config.out} lies in --images {config.images}, which would hold other files the next time: choose "
+            "a folder elsewhere"
+        )
     for name, file in (("salt", config.salt), ("linkage", config.linkage)):
         if file is not None and config.out.resolve() in file.resolve().parents:
             raise UserError(

@@ -167,7 +167,7 @@ class Spool:
     def accepted(self, columns: Sequence[str]) -> pa.Table:
         """Columns of all images that can be used, in memory."""
         # Arrow's filter copies what it takes, which a slice or a concatenation of mapped files would not
-        return pa.concat_tables([table.take(pa.array(range(len(table)), pa.int32())) for table in self.tables(columns)])
+        return pa.concat_tables([table.take(np.arange(len(table))) for table in self.tables(columns)])
 
     def rest(self, number: int) -> pa.Table:
         """The other records of a part: why not, and the hash of their files."""

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from cluster.errors import UserError
 from vaegan.preparation.decoding import Decoding
-from vaegan.preparation.pools import AHEAD, Part, in_order
+from vaegan.preparation.pools import AHEAD, Interrupted, Part, in_order
 from vaegan.preparation.spool import decode_part
 
 MAX_RETRIES = 3
@@ -45,3 +45,8 @@ def _result(job: "ray.ObjectRef[Any]") -> int:
                 "all nodes see under the same path"
             ) from None
         raise
+    except RayError as error:  # its worker or node is gone, and so were those of MAX_RETRIES more
+        raise Interrupted(
+            f"a Ray task that decodes images ended with its worker ({' '.join(str(error).split())[:200]}): run the "
+            "same command again; what is decoded is kept"
+        ) from None

@@ -91,7 +91,7 @@ def test_rows_without_an_image_and_images_without_a_row_are_records_with_a_probl
         "00000001_001": "no such file in the folders of images",
         "00000002_000": None,
         "images_001/images/00000009_000": "no row in Data_Entry_2017_v2020.csv",
-        "images_002/images/00000001_000": "a second file of the name of images_001/images/00000001_000.png",
+        "images_002/images/00000001_000": "a second file of that name, in another folder or with another suffix",
     }
     assert any("1 of the table's 3 images are not there" in note for note in source.notes)
 

@@ -140,7 +140,7 @@ def test_a_bare_name_is_found_below_unless_several_files_have_it(tmp_path):
 
 def test_a_name_without_suffix_that_fits_two_files_is_a_problem(tmp_path):
     found = listed(table(tmp_path, "path,label\na,A\nb,B\n", images=["a.png", "a.jpg", "b.png"]))
-    assert [problem for *_, problem in found] == ["a name without suffix that fits several files (a.jpg, a.png)", None]
+    assert [problem for *_, problem in found] == ["a name without suffix that fits 2 files", None]
 
 
 def test_a_folder_is_no_image(tmp_path):
