@@ -10,6 +10,8 @@ A run that is killed goes on where it was with the same command.
 import sys
 from dataclasses import replace
 
+import pyarrow as pa
+
 from cluster.cli import run_command
 from cluster.remote import absolute
 from vaegan.preparation.config import PrepareConfig
@@ -21,6 +23,7 @@ def command(config: PrepareConfig) -> None:
     """Prepare, and print the summary."""
     from vaegan.preparation.pipeline import prepare  # only here: processes that decode load this file, and not all that
 
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what a large table took, for good
     there = (config.out / MANIFEST).exists()
     manifest = _in_ray_tasks(config) if config.ray and not there else prepare(config)
     print(summary(manifest, config.out))

@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from cluster.errors import UserError
@@ -52,7 +51,6 @@ def prepare(config: PrepareConfig, in_tasks: Run | None = None) -> Manifest:
     """
     started_s = time.time()
     source = open_source(config, config.source)
-    pa.default_memory_pool().release_unused()  # reading a large table leaves many times what is kept of it
     classes = _choose_classes(source, config)
     settings = config.deciding(source.kind)
     _check_places(config)

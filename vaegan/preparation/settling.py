@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vaegan import duplicates, splits
 from vaegan.preparation.config import PrepareConfig
-from vaegan.preparation.spool import NO_SPLIT, Spool
+from vaegan.preparation.spool import NO_SPLIT, PIXEL_HASH_BYTES, Spool, bytes_of
 from vaegan.shards import SPLITS
 
 REMOVED = -2
@@ -36,7 +36,7 @@ class Rows:
     groups: Indices | None
     labels: NDArray[np.uint8]
     source_split: Indices
-    pixel_hashes: list[bytes]
+    pixel_hashes: NDArray[np.void]
     hashes: NDArray[np.uint64]
     thumbnails: NDArray[np.uint8]
     heights: Indices
@@ -57,7 +57,7 @@ class Rows:
         names = ["image_id", "patient_id", "group", "labels", "split", "pixel_hash", "perceptual_hash", "height"]
         table = spool.accepted([*names, "width", "colour"]).combine_chunks()
         column = {name: _array(table, name) for name in table.column_names}
-        labels = np.frombuffer(b"".join(column["labels"].to_pylist()), dtype=np.uint8)
+        labels = np.frombuffer(bytes_of(column["labels"]), dtype=np.uint8)
         group = column["group"]
         return Rows(
             image_id=column["image_id"],
@@ -66,7 +66,7 @@ class Rows:
             groups=None if group.null_count == len(group) else _codes_or_own(group),
             labels=labels.reshape(len(table), -1) if len(table) else labels.reshape(0, len(spool.how.classes)),
             source_split=column["split"].to_numpy().astype(np.int64),
-            pixel_hashes=column["pixel_hash"].to_pylist(),
+            pixel_hashes=np.frombuffer(bytes_of(column["pixel_hash"]), dtype=f"V{PIXEL_HASH_BYTES}"),
             hashes=column["perceptual_hash"].to_numpy(),
             thumbnails=spool.thumbnails(),
             heights=column["height"].to_numpy().astype(np.int64),

@@ -24,6 +24,7 @@ PART_RECORDS, PART_BYTES = 256, 32 * 2**20
 """Of a part, at most: what is lost when a run is killed, and what a worker holds in memory."""
 STAMP = "stamp.json"
 NO_SPLIT = -1
+PIXEL_HASH_BYTES = 32
 
 _REST = pa.schema(
     [
@@ -57,7 +58,7 @@ def accepted_schema(how: Decoding) -> pa.Schema:
             ("height", pa.int32()),
             ("width", pa.int32()),
             ("colour", pa.bool_()),
-            ("pixel_hash", pa.binary(32)),
+            ("pixel_hash", pa.binary(PIXEL_HASH_BYTES)),
             ("perceptual_hash", pa.uint64()),
             ("asides", pa.string()),
             ("model", pa.string()),
@@ -179,7 +180,7 @@ class Spool:
         with path.open("wb") as file:
             for table in self.tables(["thumbnail"]):
                 for chunk in table.column(0).chunks:
-                    file.write(_bytes_of(chunk))
+                    file.write(bytes_of(chunk))
         count = path.stat().st_size // THUMBNAIL**2
         if not count:
             return np.empty((0, THUMBNAIL, THUMBNAIL), dtype=np.uint8)
@@ -193,11 +194,14 @@ class Spool:
     def pixels_of(self, table: pa.Table) -> np.ndarray:
         """The column `image` of rows of one part: uint8 (n, H, W, C)."""
         shape = (-1, self.how.size, self.how.size, self.how.channels)
-        chunks = [np.frombuffer(_bytes_of(chunk), dtype=np.uint8) for chunk in table.column("image").chunks]
+        chunks = [np.frombuffer(bytes_of(chunk), dtype=np.uint8) for chunk in table.column("image").chunks]
         return (chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, np.uint8), *chunks])).reshape(shape)
 
 
-def _bytes_of(chunk: pa.Array) -> memoryview:
+def bytes_of(chunk: pa.Array) -> memoryview:
+    """What a fixed-size binary array without nulls holds, uncopied."""
+    if not len(chunk):
+        return memoryview(b"")
     width = chunk.type.byte_width
     return memoryview(chunk.buffers()[1])[chunk.offset * width : (chunk.offset + len(chunk)) * width]
 
