@@ -50,8 +50,8 @@ TOLERANCE = {"png": (0, 0), "jpeg": (4, 0.25)}
 a part of its resolution is decoded, which moves pixels by two levels on most films; else they are equal."""
 LARGE = "1024"
 GOAL, SMALL_GOAL = 1.0, 0.3
-"""Of films of 1024 px, and of small ones: these decode in half a millisecond, and hashes, copies, traps and splits cost as
-much again. 1 was the goal for all, and small films fall short of it (docs/log.md)."""
+"""Of films of 1024 px, and of small ones: these decode in half a millisecond, and hashes, copies, traps and splits cost
+as much again. 1 was the goal for all, and small films fall short of it (docs/log.md)."""
 QUICK = 0.5
 """With --quick goals are half as high: the start of processes weighs beside so few films."""
 Pixels = tuple[list[str], np.ndarray]
