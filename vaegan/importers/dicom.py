@@ -30,7 +30,6 @@ from vaegan.importers.folder import (
     patient_pattern,
     suffix,
 )
-from vaegan.importers.labels import MAX_CLASSES
 from vaegan.importers.table import broken_records
 from vaegan.importers.tabular import Rows, column_names, first_rows, is_table, read_table
 
@@ -39,6 +38,9 @@ INDEX = "DICOMDIR"
 USUAL_KEYS = ("sopinstanceuid", "imageid", "studyinstanceuid", "patientid")
 """Columns that name files where none is called path or the like; compared without case and underscores."""
 FILES_LOOKED_AT = 64
+MAX_FOLDERS = 100
+HEADERS_LOOKED_AT = 8
+"""Of a class's files, spread over all of them."""
 ROWS_AT_ONCE = 4096
 NO_ROW = "no row in the table of labels"
 NO_FILE = "the table names a file that isn't there"
@@ -97,10 +99,10 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
     if not images:
         raise _no_class(root, [path for *_, path in files])
     classes = tuple(sorted({label for _, label, _ in folders}))
-    if len(classes) > MAX_CLASSES:
+    if len(classes) > MAX_FOLDERS or _folders_are_patients(root, images):
         raise UserError(
-            f"{root} has {len(classes)} subfolders: expected one for each class, not for each patient; name a table of "
-            "labels with --dicom.labels"
+            f"{root} has {len(classes)} subfolders, which seem to be one for each patient: expected one for each "
+            "class, since their names stay in the dataset; name a table of labels with --dicom.labels"
         )
     pattern, notes = _patients(config, [path for *_, path in images])
     beside = [entry.name for entry in os.scandir(root) if is_file(entry)]
@@ -125,6 +127,23 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
         identifying=True,
         dicom=True,
     )
+
+
+def _folders_are_patients(root: Path, images: Sequence[tuple[str | None, str, str]]) -> bool:
+    """Whether each class has films of one patient alone, and none of another class's: an archive, not classes."""
+    paths: dict[str, list[str]] = {}
+    for _, label, path in images:
+        paths.setdefault(label, []).append(path)
+    found = []
+    for some in paths.values():
+        spread = {some[i] for i in np.linspace(0, len(some) - 1, HEADERS_LOOKED_AT).round().astype(int)}
+        found.append({patient for path in spread if (patient := _patient_id(root / path))})
+    known = [patients for patients in found if patients]
+    return len(known) > 1 and all(len(p) == 1 for p in known) and len(set.union(*known)) == len(known)
+
+
+def _patient_id(file: Path) -> str | None:
+    return keys.identifiers(file).get("PatientID")
 
 
 def _no_class(root: Path, below: Sequence[str]) -> UserError:

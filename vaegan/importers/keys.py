@@ -109,7 +109,7 @@ def _repeated(values: pa.Array) -> NDArray[np.bool_]:
 
 def _attribute(root: Path, files: Sequence[str], known: pa.Array, share: float) -> str | None:
     """The attribute that is a key of a larger share than this of some files."""
-    some = [_identifiers(root / path) for path in files[:: max(1, len(files) // SAMPLE)]]
+    some = [identifiers(root / path) for path in files[:: max(1, len(files) // SAMPLE)]]
     hits = {name: _num_in(_strings(each.get(name) for each in some), known) for name in IDENTIFIERS}
     best = max(hits, key=lambda name: hits[name])
     return best if hits[best] > share * len(some) else None
@@ -120,12 +120,13 @@ def _attributes(root: Path, files: Sequence[str], name: str) -> pa.Array:
     found = []
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(files), HEADERS_AT_ONCE):
-            some = pool.map(lambda path: _identifiers(root / path), files[start : start + HEADERS_AT_ONCE])
+            some = pool.map(lambda path: identifiers(root / path), files[start : start + HEADERS_AT_ONCE])
             found.append(_strings(each.get(name) for each in some))
     return pa.concat_arrays(found)
 
 
-def _identifiers(path: Path) -> Mapping[str, str]:
+def identifiers(path: Path) -> Mapping[str, str]:
+    """What `read_identifiers` finds in a file; nothing where it can't be read."""
     try:
         if not path.is_file():  # reading a pipe may never end
             return {}

@@ -175,6 +175,12 @@ def test_dicom_files_among_other_images_are_refused_rather_than_taken_with_their
     assert "--source dicom" in rejects[0]["reason"]
 
 
+def test_a_folder_for_each_patient_is_no_folder_for_each_class(archive, tmp_path, capsys):
+    assert main(["--images", str(archive / "films"), "--out", str(tmp_path / "out")]) == 2
+    assert "one for each patient" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_salt_that_is_none_is_refused(archive, tmp_path):
     from vaegan.preparation.identity import read_or_make_salt
 
