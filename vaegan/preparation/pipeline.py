@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from cluster.errors import UserError
@@ -322,6 +323,8 @@ def _film_notes(rows: Rows, config: PrepareConfig) -> list[str]:
         notes.append(
             f"{rows.num_in_colour} of {len(rows)} images are in colour and were stored in grey: --channels 3 keeps it."
         )
+    if repeated := len(rows) - pc.count_distinct(rows.image_id).as_py():
+        notes.append(f"{repeated} images have the image_id of another: the source names them alike.")
     small = int(np.sum(np.minimum(rows.heights, rows.widths) < config.size))
     if small:
         notes.append(f"{small} of {len(rows)} images are smaller than {config.size} px and were enlarged.")
