@@ -21,11 +21,10 @@ from vaegan.importers.base import ColumnsConfig, Format, ImportConfig, Record, S
 from vaegan.importers.columns import Columns, Reader, Row, find_column, find_columns, survey
 from vaegan.importers.folder import SUFFIXES as IMAGE_SUFFIXES
 from vaegan.importers.folder import (
-    as_text,
     class_folders,
     files_below,
     is_file,
-    lines,
+    paths_fingerprint,
     patient,
     patient_pattern,
     suffix,
@@ -119,10 +118,8 @@ def _open_with_folders(root: Path, config: ImportConfig) -> Source:
         classes=classes,
         num_records=len(images),
         records=records,
-        fingerprint=text_sha256(
-            lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
-        ),
-        inputs={"labels": text_sha256(lines(f"{split}/{label}" for split, label, _ in images))},
+        fingerprint=paths_fingerprint(root, [path for *_, path in images]),
+        inputs={"labels": text_sha256("\n".join(f"{split}/{label}" for split, label, _ in images))},
         notes=notes,
         identifying=True,
         dicom=True,

@@ -59,16 +59,18 @@ def open_folder(config: ImportConfig) -> Source:
         classes=tuple(sorted({label for _, label, _ in folders})),
         num_records=len(images),
         records=records,
-        fingerprint=text_sha256(
-            lines(as_text(path) for *_, path in images) + fingerprint(root / p for *_, p in images)
-        ),
-        inputs={"labels": text_sha256(lines(f"{split}/{label}" for split, label, _ in images))},
+        fingerprint=paths_fingerprint(root, [path for *_, path in images]),
+        inputs={"labels": text_sha256(_lines(f"{split}/{label}" for split, label, _ in images))},
         notes=notes,
     )
 
 
-def lines(values: Iterable[str]) -> str:
-    """One value a line, each line with its end."""
+def paths_fingerprint(root: Path, paths: Sequence[str]) -> str:
+    """As `fingerprint`, of files below `root`, and of where they are: a film in another class's folder is another."""
+    return text_sha256(_lines(map(as_text, paths)) + fingerprint(root / path for path in paths))
+
+
+def _lines(values: Iterable[str]) -> str:
     return "".join(f"{value}\n" for value in values)
 
 
