@@ -18,7 +18,6 @@ Exit status 1 if one falls short of its goal.
 import argparse
 import importlib.util
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -36,7 +35,7 @@ import torch
 import torch_fidelity
 from common.feature_rivals import Network, inception_trunk, register, squeezenet
 from common.films import film_folders
-from common.measure import conditions, in_turn, ratios, spread, verdict
+from common.measure import conditions, cpu_seconds, in_turn, ratios, spread, verdict
 
 from vaegan.acceleration import keep_freed_memory
 from vaegan.metrics.cache import FeatureCache
@@ -222,12 +221,6 @@ def race(name: str, plan: Plan, count: int, contestants: dict[str, Contestant]) 
         print(f"error: more than {SAME_NUMBER[kind]:g} apart, so the times say nothing", file=sys.stderr)
         return False
     return verdict(name, statistics.median(ratios(times[theirs], times[ours])), plan.goals[kind])
-
-
-def cpu_seconds() -> float:
-    """What this process and its children that ended have used of processors: others' load has less effect on it."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def count_of(folder: Path) -> int:

@@ -19,8 +19,8 @@ MIN_CORRELATION = 0.992
 JPEG of quality 10, 20 % brighter, with 30 % more contrast, gamma 1.2 or a third of the size stays above 0.993 and
 within 8 bits. A copy with its border cropped by 2 % is not found."""
 TILE = 1024  # hashes a side: 8 MB of differences, which stay in the cache
-Hashes = Sequence[str] | NDArray[np.void]
-"""Of pixels: as text, or as an array of their bytes."""
+Hashes = Sequence[str] | NDArray[np.void] | NDArray[np.bytes_]
+"""Of pixels: as text, or as an array of their bytes or digits."""
 PAIRS = 4096  # compared by thumbnail at a time: 4 kB each, four times, as floats
 
 

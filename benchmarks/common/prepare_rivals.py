@@ -7,7 +7,6 @@ patients in two splits, looks for shortcuts, and writes shards; the others end w
 import contextlib
 import io
 import os
-import resource
 import shutil
 import statistics
 import sys
@@ -29,7 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from common.measure import in_turn, ratios, spread, verdict
+from common.measure import cpu_seconds, in_turn, ratios, spread, verdict
 from vaegan import duplicates
 from vaegan.phantom import PhantomConfig, phantom
 from vaegan.preparation import decoding, pipeline, pools
@@ -128,12 +127,6 @@ def race(films: Films, folder: Path, rounds: int, goal: float) -> bool:
         for rival, name in (("pillow", loop.name), ("imagefolder", workers.name))
     ]
     return all(met)
-
-
-def cpu_seconds() -> float:
-    """What this process and its children that ended have used of processors: others' load has less effect on it."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

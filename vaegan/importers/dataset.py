@@ -1,7 +1,7 @@
 """Datasets of AugRay's as a source: to take a part, resize, split anew, or merge several."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,9 @@ from vaegan.shards import (
     readable,
 )
 
+NAMES = ("patient_id", "image_id")
+"""Columns in which two datasets may say the same."""
+
 
 def open_dataset(config: ImportConfig) -> Source:
     """Every row of the dataset at `config.images`, then of those in `config.merge`.
@@ -45,8 +48,8 @@ def open_dataset(config: ImportConfig) -> Source:
     tasks = {manifest.task for manifest in manifests}
     task: Literal["multiclass", "multilabel"] = "multilabel" if "multilabel" in tasks else "multiclass"
     names = _short_names(folders)
-    repeated = _shared(folders, manifests, "image_id") if len(folders) > 1 else np.empty(0, dtype=object)
-    ambiguous = frozenset(repeated.tolist())
+    shared = _shared(folders, manifests) if len(folders) > 1 else {}
+    ambiguous = shared.get("image_id", frozenset())
 
     def records() -> Iterator[Record]:
         for folder, manifest, name in zip(folders, manifests, names, strict=True):
@@ -61,7 +64,7 @@ def open_dataset(config: ImportConfig) -> Source:
         records=records,
         fingerprint=" ".join(hashes.values()),
         inputs=hashes,
-        notes=_notes(config, folders, manifests, len(ambiguous)),
+        notes=_notes(config, manifests, shared),
     )
 
 
@@ -154,38 +157,36 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [f"{k}-{name}" for k, name in enumerate(names)]
 
 
-def _shared(folders: Sequence[Path], manifests: Sequence[Manifest], column: str) -> np.ndarray:
-    """Values of a column that more than one dataset has."""
-    found = pa.concat_arrays(
-        [_unique(folder, manifest, column) for folder, manifest in zip(folders, manifests, strict=True)]
-    )
-    counts = pc.value_counts(found)
-    return counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_numpy(zero_copy_only=False)
+def _shared(folders: Sequence[Path], manifests: Sequence[Manifest]) -> dict[str, frozenset[str]]:
+    """Of patients and images the names that more than one dataset has."""
+    tables = [_names(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    shared = {}
+    for name in NAMES:
+        counts = pc.value_counts(pa.concat_arrays([table.column(name).combine_chunks().unique() for table in tables]))
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        shared[name] = frozenset(repeated.to_pylist())
+    return shared
 
 
-def _unique(folder: Path, manifest: Manifest, column: str) -> pa.Array:
-    chunks: list[pa.Array] = [pa.array([], pa.string())]
+def _names(folder: Path, manifest: Manifest) -> pa.Table:
+    """The columns `NAMES` of all rows."""
+    tables = [pa.table({name: pa.array([], pa.string()) for name in NAMES})]
     for file, sha256 in (found for info in manifest.splits.values() for found in info.files.items()):
         path = locate(folder, file, sha256)
         opened = _opened(path, sha256, manifest)
         with readable(path):
-            chunks += opened.read(columns=[column]).column(column).chunks
-    return pa.concat_arrays(chunks).unique()
+            tables.append(opened.read(columns=list(NAMES)).select(NAMES).replace_schema_metadata(None))
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _notes(
-    config: ImportConfig, folders: Sequence[Path], manifests: Sequence[Manifest], num_ambiguous: int
-) -> list[str]:
+def _notes(config: ImportConfig, manifests: Sequence[Manifest], shared: Mapping[str, frozenset[str]]) -> list[str]:
     notes = []
-    if len(folders) > 1:
-        together = _shared(folders, manifests, "patient_id")
-        notes.append(f"Merged {len(folders)} datasets; classes of the same name are one.")
-        if len(together):
-            notes.append(f"{len(together)} patient_ids are in more than one of them and count as one patient each.")
-        if num_ambiguous:
-            notes.append(
-                f"{num_ambiguous} image_ids are in more than one of them: they got their dataset's name in front."
-            )
+    if shared:
+        notes.append(f"Merged {len(manifests)} datasets; classes of the same name are one.")
+        if patients := len(shared["patient_id"]):
+            notes.append(f"{patients} patient_ids are in more than one of them and count as one patient each.")
+        if images := len(shared["image_id"]):
+            notes.append(f"{images} image_ids are in more than one of them: they got their dataset's name in front.")
     if stored := sorted({m.height for m in manifests if m.height < config.size}):
         notes.append(f"Images stored at {stored[0]} px are enlarged to {config.size}, which adds no detail.")
     return notes

@@ -19,8 +19,8 @@ from numpy.lib import format as npy
 from cluster.errors import UserError
 from vaegan.images import QUIET
 from vaegan.importers.base import Format, ImportConfig, Record, Source, fingerprint
+from vaegan.shards import SPLITS
 
-SPLITS = ("train", "val", "test")
 CHUNK_BYTES = 1 << 20  # read at a time
 MAX_SIDE = 2048
 """Pixels; MedMNIST's largest are 224. A damaged header can say anything."""

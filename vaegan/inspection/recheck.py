@@ -140,9 +140,9 @@ def find_copies(rows: Rows) -> Copies:
     """Exact copies, and near ones if what they are found by was remembered."""
     near = None
     if len(rows.perceptual_hash) == len(rows):
-        exact, near = duplicates.find_pairs(rows.pixel_hash.tolist(), rows.perceptual_hash, rows.thumbnails)
+        exact, near = duplicates.find_pairs(rows.pixel_hash, rows.perceptual_hash, rows.thumbnails)
     else:
-        exact = duplicates.exact_pairs(rows.pixel_hash.tolist())
+        exact = duplicates.exact_pairs(rows.pixel_hash)
     pairs = exact if near is None else np.concatenate([exact, near])
     a, b = pairs[:, 0], pairs[:, 1]
     sizes = np.bincount(duplicates.components(len(rows), pairs)) if len(rows) else np.empty(0, int)

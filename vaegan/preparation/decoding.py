@@ -175,7 +175,7 @@ def _film(data: bytes | np.ndarray, how: Decoding) -> _Film:
         found = dicom.decode_dicom(data, how.dicom)
         height, width = found.pixels.shape[:2]
         return _Film(found.pixels, height, width, found.patient_id, found.image_id)
-    if data[128:132] == b"DICM":
+    if dicom.has_preamble(data):
         raise UserError("a DICOM file among other images: prepare a folder of DICOM files with --source dicom")
     pixels, (height, width) = decode_for(data, how.size)
     return _Film(pixels, height, width)

@@ -1,7 +1,8 @@
 """Images from anywhere to a dataset: open the source, decode it part by part, settle who belongs where, write.
 
-Memory holds a few parts at a time and, of each image, labels, hashes and names: about 150 bytes. A run that is killed
-leaves its parts beside the dataset, and the same command goes on from there.
+Memory holds a few parts at a time and, of each image, labels, hashes and names: 600 bytes with what the source keeps to
+list them (docs/log.md). A run that is killed leaves its parts beside the dataset, and the same command goes on from
+there.
 """
 
 import hashlib
@@ -79,7 +80,7 @@ def _prepare(
 ) -> Manifest:
     shape = {"height": config.size, "width": config.size, "channels": config.channels}
     how = _decoding(config, source, classes)
-    hidden = source.identifying or settings["hash_patients"]
+    hidden = _is_hidden(source, settings)
     salt_sha256 = _salt_sha256(config)
     spool = Spool(
         config.out.with_name(f".{config.out.name}.work"),
@@ -181,7 +182,7 @@ def _existing(config: PrepareConfig, settings: dict[str, Any], source: Source, h
             f"{config.out} is prepared already, and no linkage can be written afterwards: choose another --out, or "
             "remove it to prepare it anew"
         )
-    named = not (source.identifying or settings["hash_patients"])
+    named = not _is_hidden(source, settings)
     touched = before.get("fingerprint") != source.fingerprint
     if touched and before.get("inputs") != inputs_sha256(source, lines_again(source, how, named=named), named=named):
         raise UserError(
@@ -205,6 +206,11 @@ def _decoding(config: PrepareConfig, source: Source, classes: tuple[str, ...]) -
         seed=config.seed,
         strict=config.strict,
     )
+
+
+def _is_hidden(source: Source, settings: dict[str, Any]) -> bool:
+    """Whether names become hashes."""
+    return source.identifying or settings["hash_patients"]
 
 
 def _salt_sha256(config: PrepareConfig) -> str | None:

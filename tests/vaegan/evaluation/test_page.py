@@ -4,7 +4,6 @@ import copy
 import re
 import runpy
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +20,7 @@ SEED, document, features, number, privacy, rows = (
 )
 
 
-class Page(HTMLParser):
-    """Text, tags and attributes of a page."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
-
-
+Page = runpy.run_path(str(Path(__file__).parents[1] / "parsed.py"))["Page"]
 REAL, SYNTHETIC, HELD_OUT = rows(60), rows(51, 1, name="s"), rows(29, 2, name="h")
 
 

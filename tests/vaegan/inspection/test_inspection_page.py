@@ -1,7 +1,8 @@
 """inspect.html: it stands alone, shows what was found, and no name in a dataset can write HTML."""
 
 import re
-from html.parser import HTMLParser
+import runpy
+from pathlib import Path
 
 import pytest
 
@@ -9,23 +10,7 @@ from vaegan.inspect import InspectConfig, inspect
 from vaegan.inspection.page import render_html
 from vaegan.inspection.table import summary
 
-
-class Page(HTMLParser):
-    """Text, tags and attributes of a page."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.text = [], [], ""
-        self.feed(html)
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data):
-        self.text += data
-
+Page = runpy.run_path(str(Path(__file__).parents[1] / "parsed.py"))["Page"]
 
 REPORT = {
     "source": "nih",
