@@ -1,5 +1,6 @@
 import copy
 import multiprocessing
+import runpy
 import socket
 
 import numpy as np
@@ -143,9 +144,12 @@ def trained_by(size: int, settings: dict) -> list[dict[str, np.ndarray]]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # a spawned child can't import this file by its name
+    # Not forked from here: this process has threads by now, and a lock that one of them held would never open again.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "vaegan.steps", "pytest"])
     results = context.Queue()
-    processes = [context.Process(target=worker, args=(rank, size, port, settings, results)) for rank in range(size)]
+    jobs = [dict(rank=rank, size=size, port=port, settings=settings, results=results) for rank in range(size)]
+    processes = [context.Process(target=runpy.run_path, args=(__file__, {"JOB": job}, "a worker")) for job in jobs]
     for process in processes:
         process.start()
     found = dict(results.get(timeout=240) for _ in processes)
@@ -192,3 +196,7 @@ def test_one_worker_averages_nothing():
     gradient = torch.ones(2)
     average_over_workers([gradient])
     assert gradient.tolist() == [1, 1]
+
+
+if __name__ == "a worker":  # a child can't import this file by a name, as pytest does not
+    worker(**globals()["JOB"])
