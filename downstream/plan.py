@@ -74,8 +74,8 @@ class AblateConfig:
     """What logistic reads: pixels, or an extractor such as torchvision:squeezenet1_1=FILE."""
     extra_classes: ExtraClasses = "as_real"
     """Labels of extra rows: in the real rows' proportions, or each class equally often (balanced)."""
-    latent: Literal["prior", "mixture"] = "prior"
-    """Where the generators' latent vectors come from."""
+    latent: Literal["prior", "mixture", "gaussian", "full_mixture", "flow"] = "prior"
+    """Where the generators' latent vectors come from; the recipe's latents.sources must have it."""
     extractors: tuple[str, ...] = ("domain",)
     """For the metrics of each generator's images; see vaegan.evaluate. None skips them: --extractors []."""
     primary: Primary = field(default_factory=Primary)

@@ -13,7 +13,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,7 +167,7 @@ def make_pool(
     model: Path,
     labels: np.ndarray,
     seed: int,
-    latent: Literal["prior", "mixture"],
+    latent: str,
     out: Path,
     *,
     device: str = "cpu",

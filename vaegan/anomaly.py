@@ -24,7 +24,7 @@ def anomaly(sampler: Sampler, pixels: np.ndarray, labels: np.ndarray) -> dict[st
     """Anomaly scores of real images and their parts, (N,) each, float64, in nats; higher is less like training images.
 
     `features`: L_like, the error of the reconstruction from the posterior's mean in Dis_l's maps, scaled as in training
-        (absent for a plain VAE, which has no discriminator).
+        by default, mean over the layers (absent for a plain VAE, which has no discriminator).
     `pixels`: half the squared pixel error in [-1, 1] of the same reconstruction, summed.
     `kl`: the KL divergence from the posterior to the prior.
     `score`: features + kl, the VAE-GAN's own objective; pixels + kl for a plain VAE.
@@ -81,7 +81,8 @@ def read(networks: Networks, x: Tensor, labels: Tensor) -> Reading:
     if networks.discriminator is not None:
         logits, features = networks.discriminator(x, labels)
         _, features_recon = networks.discriminator(x_recon, labels)
-        errors = each_error(features_recon, features, num_pixels=x[0].numel())
+        layers = zip(features_recon, features, strict=True)
+        errors = torch.stack([each_error(a, b, num_pixels=x[0].numel()) for a, b in layers]).mean(dim=0)
     divergence = torch.stack([kl_divergence(*rows) for rows in zip(mu.split(1), log_var.split(1), strict=True)])
     return Reading(mu=mu, log_var=log_var, pixels=each_error(x_recon, x), kl=divergence, logits=logits, features=errors)
 

@@ -28,7 +28,7 @@ def attack_scores(sampler: Sampler, images: Images, *, draws: int = DRAWS, seed:
     `reconstruction`: minus half the squared pixel error in [-1, 1] from the posterior's mean, summed, in nats
         (Hilprecht et al. 2019).
     `elbo`: minus half the squared pixel error, mean over `draws` of z, less the KL divergence, in nats (unit variance).
-    `features`: minus L_like, the error in Dis_l's maps from the posterior's mean, scaled as in training.
+    `features`: minus L_like, the error in Dis_l's maps from the posterior's mean: see `vaegan.anomaly.anomaly`.
 
     An image's scores depend on it, its labels and the seed alone: every image gets the same noise, and every forward
     pass has `CHUNK` rows, so that rounding too is the same whatever is scored with it.

@@ -3,7 +3,7 @@
 checkpoint_000012800/   state.safetensors   networks, decoder average, optimisers
                         state.json          how far the run had come, the config it belongs to
 best_000012800/         the same, of the checkpoint that was best on the validation split
-model/                  model.safetensors   encoder, decoder (averaged), discriminator, mixtures
+model/                  model.safetensors   encoder, decoder (averaged), discriminator, latent sources
                         model.json          what is needed to use it, and the tensors' sha256
                         card.md             what a person should know before using it
 """
@@ -11,6 +11,7 @@ model/                  model.safetensors   encoder, decoder (averaged), discrim
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from cluster.errors import UserError
 from cluster.storage import atomic_directory, atomic_file, file_sha256, read_json, write_json
-from vaegan.latents import Mixture
+from vaegan import latents
+from vaegan.latents import LatentSource
 from vaegan.networks import NetworkConfig, Networks
 from vaegan.optimizers import DecoderAverage, Optimizers
 
@@ -47,6 +49,8 @@ class Progress:
     """Checkpoints since the best one."""
     begun_with: str = ""
     """The model that it began with, in a line; empty for random weights."""
+    augment_probability: float = 0.0
+    """Of an image to be augmented, where that is steered."""
     watchdog: dict[str, Any] = field(default_factory=dict)
     """What it remembers."""
 
@@ -142,7 +146,7 @@ class ModelInfo:
     class_counts: tuple[int, ...]
     """Training images per class."""
     latents: tuple[str, ...]
-    """Sources of z: "prior", and "mixture" where an encoder made one."""
+    """Sources of z: "prior", and those that were fitted to what the encoder makes of training images."""
     images_seen: int
     num_training_images: int
     data_sha256: str
@@ -166,17 +170,17 @@ class ModelInfo:
         return f"{self.name}/{self.version}"
 
 
-def export_model(folder: Path, networks: Networks, mixtures: dict[int, Mixture], info: ModelInfo, card: str) -> None:
+def export_model(
+    folder: Path, networks: Networks, sources: Mapping[str, LatentSource], info: ModelInfo, card: str
+) -> None:
     """Write a model folder, whole or not at all.
 
     Args:
         networks: with the decoder that samples come from (the average, if there is one).
-        mixtures: per class index; -1 is all images together.
+        sources: of latents, by name; those beside the prior.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in networks.state_dict().items()}
-    for number, mixture in mixtures.items():
-        for part in ("weights", "means", "stds"):
-            tensors[f"mixture.{number}.{part}"] = torch.from_numpy(np.ascontiguousarray(getattr(mixture, part)))
+    tensors |= {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in latents.tensors(sources).items()}
     with atomic_directory(folder) as temporary:
         save_file(tensors, temporary / MODEL)
         content = asdict(info) | {"tensors_sha256": file_sha256(temporary / MODEL)}
@@ -216,8 +220,8 @@ def read_info(folder: Path) -> ModelInfo:
         ) from None
 
 
-def read_model(folder: Path) -> tuple[Networks, dict[int, Mixture], ModelInfo]:
-    """A model's networks (in evaluation mode), its mixtures per class index and its description.
+def read_model(folder: Path) -> tuple[Networks, dict[str, LatentSource], ModelInfo]:
+    """A model's networks (in evaluation mode), its sources of latents beside the prior, and its description.
 
     Raises:
         UserError: the folder isn't a model's, or its tensors are damaged or not those that model.json names.
@@ -230,14 +234,12 @@ def read_model(folder: Path) -> tuple[Networks, dict[int, Mixture], ModelInfo]:
         )
     tensors = _load(folder / MODEL, "model")
     networks = Networks(info.networks, size=info.size, channels=info.channels, num_classes=len(info.classes))
-    parts = _below(tensors, "mixture.")
-    numbers = sorted({int(name.split(".")[0]) for name in parts})
-    mixtures = {n: Mixture(*(parts[f"{n}.{part}"].numpy() for part in ("weights", "means", "stds"))) for n in numbers}
+    of_sources = {name: tensors.pop(name).numpy() for name in latents.of_sources(tensors)}
     try:
-        networks.load_state_dict({name: value for name, value in tensors.items() if not name.startswith("mixture.")})
+        networks.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{folder / MODEL} doesn't fit {MODEL_JSON} ({' '.join(str(error).split())[:160]})") from None
-    return networks.eval().requires_grad_(False), mixtures, info
+    return networks.eval().requires_grad_(False), latents.from_tensors(of_sources), info
 
 
 def read_card(folder: Path) -> str:

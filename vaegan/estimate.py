@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from vaegan.augment import Augmentation
 from vaegan.checkpoint import state_tensors
 from vaegan.export import build
 from vaegan.optimizers import DecoderAverage, Optimizers
@@ -115,7 +116,7 @@ class Estimate:
                 ("training images", f"{self.num_images:,}"),
                 ("images seen", f"{config.total_images:,}"),
                 ("steps", f"{self.num_steps:,} of {config.batch_size} images"),
-                ("epochs", f"{self.num_epochs:,.1f}"),
+                ("epochs", f"{self.num_epochs:,.1f}" + ", classes equally often" * config.balance_classes),
                 ("checkpoints", f"{self.num_checkpoints} of {_bytes(self.checkpoint_bytes)}, {kept} kept"),
             ]
         )
@@ -192,6 +193,9 @@ class _Rehearsal:
         self.optimizers = Optimizers(self.networks, config.optimizer)
         self.average = DecoderAverage(self.networks.decoder, config.average_half_life_images)
         self.dtype = choose_dtype(config.precision, device)
+        # where the share of augmented images is steered, any but none costs the same
+        probability = None if config.augment_target is None else 0.5
+        self.augment = Augmentation(strength=config.augment, policy=config.augment_policy, probability=probability)
         share, num_classes = config.batch_size // self.num_workers, len(manifest.classes)
         x = torch.rand(share, manifest.channels, manifest.height, manifest.width) * 2 - 1
         self.x = x.to(device, memory_format=torch.channels_last)
@@ -207,7 +211,7 @@ class _Rehearsal:
         )  # fmt: skip
         train_step(
             self.networks, self.optimizers, batch, config.loss,
-            beta=config.loss.beta, augment=config.augment, dtype=self.dtype,
+            beta=config.loss.beta, augment=self.augment, dtype=self.dtype,
         )  # fmt: skip
         self.num_steps += 1
         self.average.update(self.networks.decoder, self.num_steps * config.batch_size, config.batch_size)

@@ -68,7 +68,7 @@ class EvaluateConfig:
     """Images that --model draws, of the real ones' classes in their proportions; 0 takes as many as there are real
     ones, at most 5,000."""
     latent: str = "prior"
-    """Source of z that --model draws from: prior or mixture."""
+    """Source of z that --model draws from: prior, or one that its card lists, such as mixture or gaussian."""
     real_split: str = "train"
     """Split of the real images to compare with; the domain extractor is trained on it."""
     synthetic_split: str = "train"

@@ -4,8 +4,9 @@ import copy
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,24 +15,20 @@ from cluster.cli import run_command
 from cluster.errors import UserError
 from cluster.provenance import provenance
 from cluster.storage import read_json, text_sha256
-from vaegan import latents
 from vaegan.card import card
 from vaegan.checkpoint import STATE, STATE_JSON, ModelInfo, export_model, is_checkpoint, read_info, read_state
 from vaegan.images import pixel_hash
-from vaegan.latents import Mixture
-from vaegan.losses import LossConfig
-from vaegan.networks import NetworkConfig, Networks
-from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
+from vaegan.latents import LatentsConfig, LatentSource, Posterior, SourceName, fit_latents
+from vaegan.latents.fit import groups_of
+from vaegan.networks import Networks
+from vaegan.optimizers import DecoderAverage, Optimizers
 from vaegan.reading import ReadingConfig, TrainingImages, files_sha256, open_split, pixel_blocks
 from vaegan.recipe import Recipe
 from vaegan.sampler import CHUNK, Sampler
 from vaegan.shards import Manifest, read_manifest
-from vaegan.validation import ValidationConfig
-from vaegan.watchdog import WatchdogConfig
 
-MIXTURE_SEED = 0
 MAX_ENCODED = 20_000
-"""Training images of a class, and of all classes, that a mixture of ten components is fitted to: evenly spaced ones."""
+"""Training images of a class, and of all classes, that latent sources are fitted to: evenly spaced ones."""
 BLOCK = 16 * CHUNK
 """Images in memory at a time while they are encoded."""
 
@@ -48,6 +45,11 @@ class ExportConfig:
     """First part of the model's address."""
     version: str = "1"
     """Second part of the model's address."""
+    latents: tuple[SourceName, ...] = ()
+    """Latent sources to fit, such as mixture gaussian flow; without it, those of the run's recipe."""
+
+    def __post_init__(self) -> None:
+        LatentsConfig(sources=self.latents)  # refuses what is none
 
 
 def data_sha256(images: TrainingImages) -> str:
@@ -97,7 +99,7 @@ def export(
     version: str,
     started_s: float,
 ) -> None:
-    """Write a model folder: the averaged decoder, a Gaussian mixture per class over encoded training images, a card."""
+    """Write a model folder: the averaged decoder, latent sources fitted to encoded training images, a card."""
     networks = copy.copy(networks)
     networks._modules = dict(networks._modules) | {"decoder": average.decoder}
     networks.eval()
@@ -113,15 +115,17 @@ def export(
         task=manifest.task,
         classes=classes,
         class_counts=tuple(map(int, labels.sum(axis=0))),
-        latents=("prior", "mixture") if networks.encoder is not None else ("prior",),
+        latents=("prior",),
         images_seen=images_seen,
         num_training_images=len(images),
         data_sha256=digest,
         chosen=chosen,
         begun_with=begun_with,
-        provenance=provenance(seed=seed, started_s=started_s, inputs={"training images": digest}),
     )
-    export_model(folder, networks, fit_mixtures(networks, images, labels, info), info, card(info))
+    sources = fit_sources(Sampler(networks, {}, info, _device(networks)), images, labels, recipe.latents)
+    about = provenance(seed=seed, started_s=started_s, inputs={"training images": digest})
+    info = replace(info, latents=("prior", *sources), provenance=about)
+    export_model(folder, networks, sources, info, card(info))
 
 
 def ancestor(model: Path) -> str:
@@ -134,33 +138,55 @@ def ancestor(model: Path) -> str:
     return f"{line}; it began with {info.begun_with}" if info.begun_with else line
 
 
-def fit_mixtures(
-    networks: Networks, images: TrainingImages, labels: np.ndarray, info: ModelInfo, max_encoded: int = MAX_ENCODED
-) -> dict[int, Mixture]:
-    """A mixture over posterior samples of training images (-1) and of each class that has at least two.
+def fit_sources(
+    sampler: Sampler,
+    images: TrainingImages,
+    labels: np.ndarray,
+    config: LatentsConfig,
+    max_encoded: int = MAX_ENCODED,
+) -> dict[str, LatentSource]:
+    """Latent sources fitted to the posteriors of training images; none without an encoder.
+
+    For a model that is there already, `sampler.with_sources(fit_sources(sampler, images, labels, config))` draws from
+    them without another export.
 
     Args:
+        labels: those that the networks take, (N, K).
         max_encoded: of all images, and of each class, so many at most are encoded.
     """
-    if networks.encoder is None:
+    if sampler.networks.encoder is None or not config.sources:
         return {}
-    groups = {-1: np.arange(len(images))} | {k: np.flatnonzero(labels[:, k]) for k in range(labels.shape[1])}
-    groups = {k: _evenly(rows, max_encoded) for k, rows in groups.items()}
+    groups = {k: _evenly(rows, max_encoded) for k, rows in groups_of(labels).items()}
     chosen = np.unique(np.concatenate(list(groups.values())))
-    sampler = Sampler(networks, {}, info, next(networks.parameters()).device)
-    z = np.empty((len(chosen), networks.config.latent_dim), dtype=np.float32)
-    for at in range(0, len(chosen), BLOCK):
-        rows = chosen[at : at + BLOCK]
-        mu, log_var = sampler.encode(images.take(rows).pixels, labels[rows])
-        z[at : at + BLOCK] = mu + np.exp(0.5 * log_var) * latents.prior(MIXTURE_SEED, rows, mu.shape[1])
-    return {
-        k: Mixture.fit(z[np.searchsorted(chosen, rows)], MIXTURE_SEED) for k, rows in groups.items() if len(rows) > 1
-    }
+    among = {k: np.searchsorted(chosen, rows) for k, rows in groups.items()}
+    return fit_latents(encoded(sampler, images, labels, chosen), config, among)
+
+
+def encoded(sampler: Sampler, images: TrainingImages, labels: np.ndarray, rows: np.ndarray) -> Posterior:
+    """The posteriors of these rows of images with labels (N, K)."""
+    blocks = (rows[at : at + BLOCK] for at in range(0, len(rows), BLOCK))
+    parts = [sampler.encode(images.take(block).pixels, labels[block]) for block in blocks]
+    mu, log_var = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return Posterior(mu, log_var, labels[rows], rows)
+
+
+def _device(networks: Networks) -> torch.device:
+    return next(networks.parameters()).device
 
 
 def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
     """All rows, or `most` of them at even distances."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def _recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe in a run's config.json; keys that a run of an earlier version lacks have their defaults."""
+    values = {field.name: settings[field.name] for field in fields(Recipe) if field.name in settings}
+    for field in fields(Recipe):
+        kind = field.default_factory
+        if field.name in values and kind is not MISSING and is_dataclass(kind):
+            values[field.name] = kind(**values[field.name])
+    return Recipe(**values)
 
 
 def export_checkpoint(config: ExportConfig) -> None:
@@ -177,12 +203,7 @@ def export_checkpoint(config: ExportConfig) -> None:
         )
     run = read_json(config.checkpoint.parent / "config.json")
     settings = run["config"]
-    nested = {
-        "model": NetworkConfig, "loss": LossConfig, "optimizer": OptimizerConfig,
-        "validation": ValidationConfig, "watchdog": WatchdogConfig,
-    }  # fmt: skip
-    plain = {name: settings[name] for name in Recipe.__dataclass_fields__ if name not in nested}
-    recipe = Recipe(**plain, **{name: kind(**settings[name]) for name, kind in nested.items()})
+    recipe = _recipe(settings | ({"latents": {"sources": config.latents}} if config.latents else {}))
     manifest = read_manifest(Path(settings["data"]))
     images = open_split(Path(settings["data"]), "train", ReadingConfig(**settings.get("reading", {})))
     if run_sha256(images) != run["data_sha256"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from cluster.errors import UserError
 from cluster.storage import atomic_directory
 from vaegan.acceleration import keep_freed_memory, make_step
+from vaegan.augment import STEER_EVERY, Augmentation, steered
 from vaegan.checkpoint import (
     Progress,
     best_name,
@@ -30,7 +31,7 @@ from vaegan.collectives import average_over_workers, broadcast_number
 from vaegan.export import ancestor, build, export
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
-from vaegan.reading import TrainingImages, open_split, shuffled
+from vaegan.reading import TrainingImages, check_balance, open_split, shuffled
 from vaegan.recipe import TrainConfig, choose_dtype
 from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, locked, model_folder, settings, tidy
 from vaegan.shards import Manifest, read_manifest
@@ -64,11 +65,13 @@ def train_loop(
         The model folder.
 
     Raises:
-        UserError: see `check_run`; or the run failed (`TrainingFailedError`).
+        UserError: see `check_run` and `check_balance`; or the run failed (`TrainingFailedError`).
     """
     started_s = time.time()
     manifest = read_manifest(config.data)
     images = open_split(config.data, "train", config.reading) if images is None else images
+    if config.balance_classes:
+        check_balance(images)
     run = SoloRun(config.run_dir, config.keep_checkpoints) if run is None else run
     if run.world_rank:
         return _train(config, manifest, images, progress, run, started_s)
@@ -131,6 +134,7 @@ class Training:
         self._make_step()
         self.watchdog = Watchdog(config.watchdog)
         self.progress = Progress()
+        self._signs: list[Tensor] = []  # of the steps since the last adjustment of `probability`
 
     @property
     def done(self) -> bool:
@@ -150,11 +154,34 @@ class Training:
             seed=config.seed, step=seen // config.batch_size,
             worker=self.run.world_rank, num_workers=self.run.world_size,
         )  # fmt: skip
-        figures = self._step(batch, self.beta)
+        if config.optimizer.varies:
+            self.optimizers.scale_rates(self.rate)
+        figures = self._step(batch, self.beta, self.probability)
         seen += config.batch_size
         self.average.update(self.networks.decoder, seen, config.batch_size)
         self.progress = replace(self.progress, images_seen=seen)
+        if self.probability is not None:
+            self._steer(figures["real_sign"].clone())
         return figures
+
+    def _steer(self, real_sign: Tensor) -> None:
+        """Adjust how many images are augmented after every few steps.
+
+        A log ends the count, and so a checkpoint does: nothing of it needs to be kept in one.
+        """
+        config, seen = self.config, self.progress.images_seen
+        assert config.augment_target is not None
+        self._signs.append(real_sign)
+        if len(self._signs) < STEER_EVERY and not _log_due(config, seen):
+            return
+        mean = torch.stack(self._signs).mean()
+        average_over_workers([mean])
+        probability = steered(
+            self.progress.augment_probability, float(mean), target=config.augment_target,
+            images=len(self._signs) * config.batch_size, ramp_images=config.augment_ramp_images,
+        )  # fmt: skip
+        self.progress = replace(self.progress, augment_probability=probability)
+        self._signs = []
 
     @property
     def beta(self) -> float:
@@ -162,6 +189,18 @@ class Training:
         loss = self.config.loss
         warm = (self.progress.images_seen + self.config.batch_size) / max(loss.kl_warmup_images, 1)
         return loss.beta * min(1.0, warm)
+
+    @property
+    def rate(self) -> float:
+        """What the next step's learning rates are, as a share of the configured ones: schedule times rollbacks."""
+        config, progress = self.config, self.progress
+        schedule = config.optimizer.rate_factor(progress.images_seen, config.batch_size, config.total_images)
+        return config.watchdog.rate_factor**progress.rollbacks * schedule
+
+    @property
+    def probability(self) -> float | None:
+        """Of an image of the next step to be augmented; None where it isn't steered and all are."""
+        return None if self.config.augment_target is None else self.progress.augment_probability
 
     def snapshot(self) -> tuple[dict[str, Tensor], Progress]:
         """A copy of everything, to come back to."""
@@ -203,7 +242,8 @@ class Training:
     def _continue_from(self, progress: Progress) -> None:
         self.progress = progress
         self.watchdog.memory = Memory(**progress.watchdog)
-        self.optimizers.scale_rates(self.config.watchdog.rate_factor**progress.rollbacks)
+        self._signs = []
+        self.optimizers.scale_rates(self.rate)
         self._make_step()
 
     def _make_step(self) -> None:
@@ -211,7 +251,7 @@ class Training:
         try:
             self._step = make_step(
                 config.acceleration, self.networks, self.optimizers, config.loss,
-                augment=config.augment, dtype=self.dtype,
+                augment=Augmentation(strength=config.augment, policy=config.augment_policy), dtype=self.dtype,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -263,12 +303,16 @@ def _advance(
     metrics: dict[str, Any] = {}
     while True:
         x, labels = feed.batch(training.progress.images_seen)
-        beta = training.beta
+        beta, rate = training.beta, training.rate
         window.add(training.step(x, labels))
         seen = training.progress.images_seen
-        if not (seen % _log_every(config) == 0 or seen % config.checkpoint_every == 0 or seen == config.total_images):
+        if not _log_due(config, seen):
             continue
         metrics = window.close(seen) | {"beta": beta, "precision": str(training.dtype).removeprefix("torch.")}
+        if training.probability is not None:
+            metrics["augment"] = training.probability
+        if config.optimizer.varies:
+            metrics["learning_rate"] = config.optimizer.learning_rate * rate
         if run.device.type == "cuda":
             metrics["gpu_memory_bytes"] = float(torch.cuda.max_memory_allocated(run.device))
         fault = training.watchdog.examine(metrics) or training.broken()
@@ -354,7 +398,7 @@ def batches(
     rows = shuffled(
         images, seed=config.seed, batch_size=config.batch_size,
         start=seen // config.batch_size, stop=config.total_images // config.batch_size,
-        rank=run.world_rank, world_size=run.world_size,
+        rank=run.world_rank, world_size=run.world_size, balanced=config.balance_classes,
     )  # fmt: skip
     with closing(rows):
         for pixels, labels in rows:
@@ -386,6 +430,10 @@ class Feed:
 
 def _log_every(config: TrainConfig) -> int:
     return max(config.checkpoint_every // LOGS_PER_CHECKPOINT // config.batch_size, 1) * config.batch_size
+
+
+def _log_due(config: TrainConfig, seen: int) -> bool:
+    return seen % _log_every(config) == 0 or seen % config.checkpoint_every == 0 or seen == config.total_images
 
 
 class Window:

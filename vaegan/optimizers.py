@@ -1,6 +1,7 @@
 """How weights move: one optimiser a network, and the moving average of the decoder."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,12 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     """Added to the root of the second moment, in the gradient's unit: a gradient below it moves a weight by less than
     the learning rate, rounding errors hardly at all."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` lets learning rates fall along half a cosine over total_images (Loshchilov & Hutter 2017)."""
+    final_rate: float = 0.0
+    """Where `cosine` ends, as a share of the learning rates."""
+    warmup_images: int = 0
+    """Images over which learning rates rise from 0 in a straight line (Goyal et al. 2017), times the schedule."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "discriminator_learning_rate", "epsilon"):
@@ -35,6 +42,28 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name} is {value}: expected more than 0")
         if not 0 <= self.adam_beta1 < 1:
             raise ValueError(f"optimizer.adam_beta1 is {self.adam_beta1}: expected 0 or more, and less than 1")
+        if not 0 <= self.final_rate < 1:
+            raise ValueError(f"optimizer.final_rate is {self.final_rate}: expected 0 or more, and less than 1")
+        if self.final_rate and self.schedule == "constant":
+            raise ValueError("optimizer.final_rate is where schedule cosine ends, and optimizer.schedule is constant")
+        if self.warmup_images < 0:
+            raise ValueError(f"optimizer.warmup_images is {self.warmup_images}: expected 0 or more")
+
+    @property
+    def varies(self) -> bool:
+        """Whether learning rates differ between steps."""
+        return self.schedule != "constant" or self.warmup_images > 0
+
+    def rate_factor(self, images_seen: int, batch_size: int, total_images: int) -> float:
+        """What the learning rates of the step after `images_seen` images are multiplied by, 0 to 1.
+
+        A function of images seen, so that a run may stop, resume and go back anywhere.
+        """
+        factor = 1.0
+        if self.schedule == "cosine":  # Loshchilov & Hutter 2017, Eq. 5, without restarts
+            fall = 0.5 * (1 + math.cos(math.pi * images_seen / total_images))
+            factor = self.final_rate + (1 - self.final_rate) * fall
+        return factor * min(1.0, (images_seen + batch_size) / max(self.warmup_images, 1))
 
 
 class Optimizers:

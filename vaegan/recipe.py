@@ -8,6 +8,8 @@ import torch
 
 from cluster.config import ClusterConfig
 from vaegan.acceleration import Acceleration
+from vaegan.augment import CHANGES, POLICY, Change
+from vaegan.latents import LatentsConfig
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig
@@ -32,12 +34,25 @@ class Recipe:
     """How the best checkpoint is chosen."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """When a run counts as lost."""
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    """What of the latents of training images the exported model keeps."""
     batch_size: int = 32
     """Images per update summed over all workers, so that it means the same on any number of them."""
     total_images: int = 128_000
     """Images seen, not updates or epochs."""
     augment: float = 0.0
     """Strength of DiffAugment on what the discriminator sees; 1 is the reference's, 0 none."""
+    augment_policy: tuple[Change, ...] = POLICY
+    """What DiffAugment changes. `rotation` and `zoom`, small ones, are not of its reference."""
+    augment_target: float | None = None
+    """Mean sign of the discriminator's logits of real images, between 0 and 1, that the share of augmented images is
+    steered by (ADA, Karras et al. 2020, who take 0.6); without it, all images are augmented."""
+    augment_ramp_images: int = 5000
+    """Of ADA: images in which that share can go from 0 to 1. The paper's 500,000 are a fiftieth of its runs; here it
+    is a fifth of 25,600, since a discriminator needs some hundred steps to answer."""
+    balance_classes: bool = False
+    """Draw each class equally often in training, an image of several classes for its rarest one (and those of none as
+    one more class). Needs the images in memory."""
     average_half_life_images: int = 0
     """Half-life in images of the moving average of the decoder that samples are drawn from; 0 keeps none."""
     precision: Precision = "auto"
@@ -57,6 +72,31 @@ class Recipe:
             raise ValueError("validation.metric reconstruction needs an encoder, and model.kind gan has none")
         if self.augment < 0 or self.average_half_life_images < 0:
             raise ValueError("augment and average_half_life_images: expected 0 or more")
+        self._check_augment()
+        if self.optimizer.warmup_images > self.total_images:
+            raise ValueError(
+                f"optimizer.warmup_images is {self.optimizer.warmup_images}, more than total_images "
+                f"({self.total_images}): the learning rates would never be reached"
+            )
+
+    def _check_augment(self) -> None:
+        policy, target = self.augment_policy, self.augment_target
+        unknown = sorted(set(policy) - set(CHANGES))
+        if unknown or len(set(policy)) < len(policy):
+            found = f"{', '.join(unknown)} is none" if unknown else "one is named twice"
+            raise ValueError(f"augment_policy: {found}; expected some of {', '.join(CHANGES)}")
+        if self.augment and not policy:
+            raise ValueError(f"augment is {self.augment} and augment_policy is empty: name a change, or set augment 0")
+        if self.augment_ramp_images < 1:
+            raise ValueError(f"augment_ramp_images is {self.augment_ramp_images}: expected 1 or more")
+        if target is None:
+            return
+        if not 0 < target < 1:
+            raise ValueError(f"augment_target is {target}: expected more than 0 and less than 1, such as 0.6")
+        if not self.augment:
+            raise ValueError("augment_target steers how many images are augmented, and augment is 0: set it, to 1 say")
+        if self.model.kind == "vae":
+            raise ValueError("augment_target needs a discriminator, and model.kind vae has none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +161,11 @@ class TrainConfig(Recipe):
                     + (f"num_workers ({count})" if count == self.num_workers else f"{count}, a possible num_workers")
                     + ": each gets an equal part"
                 )
+        if self.acceleration == "graphs" and self.optimizer.varies:
+            raise ValueError(
+                "acceleration graphs captures the learning rates, which optimizer.schedule cosine and "
+                "optimizer.warmup_images change at every step: choose another acceleration, or constant rates"
+            )
 
     @property
     def checkpoint_every(self) -> int:

@@ -3,7 +3,8 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +102,7 @@ def check_run(config: TrainConfig, images: TrainingImages) -> bool:
         write_json(path, content)
         return False
     before = read_json(path)
-    old, new = before["config"], settings(config)
+    old, new = _with_todays_keys(before["config"], config), settings(config)
     differ = [name for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
     order = before.get("order", "permuted")  # earlier versions didn't tell, and had all images in memory
     if order != content["order"]:
@@ -114,6 +115,20 @@ def check_run(config: TrainConfig, images: TrainingImages) -> bool:
             "choose another --run-dir, or repeat the first run's settings to resume it"
         )
     return is_model(model_folder(config.run_dir))
+
+
+def _with_todays_keys(stored: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Settings that an earlier version stored, by the names that keys have today.
+
+    A key that came later has its default, which is what that version did. What can't be read stays as it is.
+    """
+    found = as_dict(TrainConfig(data=config.data, run_dir=config.run_dir)) | stored
+    for each in fields(config):
+        if is_dataclass(getattr(config, each.name)):
+            part: Any = type(getattr(config, each.name))
+            with suppress(TypeError, ValueError):
+                found[each.name] = as_dict(part(**found[each.name]))
+    return found
 
 
 @contextmanager

@@ -39,9 +39,12 @@ class SampleConfig:
     start: int = 0
     """Index of each class's first image; a later range of the same seed holds other images."""
     latent: str = "prior"
-    """Source of z: prior, or mixture (a Gaussian mixture over encoded training images, per class)."""
+    """Source of z: prior, or one fitted to encoded training images that the card lists: mixture, gaussian, ..."""
     truncation: float = 1.0
     """Scales the latents' spread; less than 1 gives more typical, less varied images."""
+
+    candidates: int = 1
+    """Images that each is chosen from by the discriminator (Turner et al. 2019); costs as many times the work."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.seed < 0 or self.start < 0:
@@ -59,11 +62,14 @@ def synthesize(config: SampleConfig, sampler: Sampler | None = None) -> Manifest
     info = sampler.info
     settings = as_dict(config) | {"model": info.address_prefix, "tensors_sha256": info.tensors_sha256}
     del settings["out"]  # a dataset that was moved is still the same
+    if config.candidates == 1:
+        del settings["candidates"]  # earlier versions knew none
     if (config.out / "manifest.json").exists():
         manifest = read_manifest(config.out)
         if manifest.report.get("sample") != settings:
             raise UserError(f"{config.out} holds another dataset: choose another --out, or remove it")
         return manifest
+    sampler.check_candidates(config.candidates)
     classes: Sequence[Sequence[str]] = [(name,) for name in config.classes or info.classes] or [()]
     labels = [sampler.labels_of(names, config.count) for names in classes]  # refuses unknown classes before any work
     with (
@@ -77,7 +83,10 @@ def synthesize(config: SampleConfig, sampler: Sampler | None = None) -> Manifest
             for at in range(0, config.count, ROWS_AT_A_TIME):
                 rows = of_class[at : at + ROWS_AT_A_TIME]
                 start = config.start + at
-                images = sampler.sample(rows, config.seed, start, latent=config.latent, truncation=config.truncation)
+                images = sampler.sample(
+                    rows, config.seed, start,
+                    latent=config.latent, truncation=config.truncation, candidates=config.candidates,
+                )  # fmt: skip
                 writer.add("train", images)
                 bar.update(len(rows))
         return writer.finish(

@@ -18,7 +18,7 @@ from cluster.errors import UserError
 from cluster.remote import absolute
 from vaegan.estimate import estimate
 from vaegan.loop import train_loop
-from vaegan.reading import TrainingImages, open_split
+from vaegan.reading import TrainingImages, check_balance, open_split
 from vaegan.recipe import TrainConfig
 from vaegan.registry import publish
 from vaegan.runs import check_run, locked, model_folder, refuse_old_run
@@ -43,6 +43,8 @@ def train(config: TrainConfig) -> int:
         mlflow=config.mlflow and absolute_uri(config.mlflow),
     )
     images = open_split(config.data, "train", config.reading)
+    if config.balance_classes:
+        check_balance(images)
     if config.dry_run:
         device = torch.device("cuda" if config.gpu and torch.cuda.is_available() else "cpu")
         print(estimate(config, read_manifest(config.data), len(images), device).text())

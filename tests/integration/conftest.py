@@ -31,7 +31,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     return TrainConfig(
         data=folder / "data",
         run_dir=folder / "run",
-        model=NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layer=2),
+        model=NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layers=(2,)),
         batch_size=16,
         total_images=128,
         checkpoint_images=32,
@@ -71,7 +71,7 @@ def _command_line(config: TrainConfig) -> list[str]:
         "num_workers",
     )}  # fmt: skip
     named |= {f"model.{name}": getattr(config.model, name) for name in ("width", "latent_dim", "hidden")}
-    named |= {"model.feature_layer": config.model.feature_layer, "cluster.num_cpus": 1, "cluster.num_gpus": 0}
+    named |= {"model.feature_layers": list(config.model.feature_layers), "cluster.num_cpus": 1, "cluster.num_gpus": 0}
     return [word for name, value in named.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 

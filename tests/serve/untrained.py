@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from vaegan.checkpoint import ModelInfo, export_model
-from vaegan.latents import Mixture
+from vaegan.latents import Mixture, PerClass
 from vaegan.networks import NetworkConfig, Networks
 from vaegan.registry import publish
 
@@ -27,5 +27,7 @@ def publish_untrained(
         data_sha256="0" * 64, provenance={"command": "train --data /home/somebody/films", "seed": seed},
     )  # fmt: skip
     folder = registry.parent / f"exported-{name}-{version}"
-    export_model(folder, networks, {-1: mixture}, info, card=f"# {address}\n\nSynthetic images only.\n")
+    export_model(
+        folder, networks, {"mixture": PerClass({-1: mixture})}, info, card=f"# {address}\n\nSynthetic images only.\n"
+    )
     publish(folder, registry, address)

@@ -37,7 +37,7 @@ def config(dataset: Path, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         data=dataset,
         run_dir=tmp_path / "run",
-        model=NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layer=2),
+        model=NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layers=(2,)),
         loss=LossConfig(kl_warmup_images=32),
         batch_size=16,
         total_images=96,

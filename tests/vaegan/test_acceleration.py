@@ -14,7 +14,7 @@ from vaegan.steps import Batch
 
 def build(device: str = "cpu") -> tuple[Networks, Optimizers]:
     torch.manual_seed(0)
-    config = NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layer=2)
+    config = NetworkConfig(width=4, latent_dim=6, hidden=16, feature_layers=(2,))
     networks = Networks(config, size=32, channels=1, num_classes=2)
     networks.to(device)
     if device == "cuda":  # as in training; on a CPU torch 2.14 traces flattened channels_last maps with wrong strides
@@ -69,6 +69,24 @@ def test_a_step_and_its_batch_never_make_the_host_wait_for_the_gpu():
         step(Batch.draw(x, labels, 6, seed=3, step=1), 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["none", pytest.param("graphs", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="CUDA graphs need a GPU"))])  # fmt: skip
+def test_a_bound_step_augments_with_the_probability_of_each_call(kind):
+    """None of the images is as no augmentation, and what is between them as neither."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def catches(augment, *probabilities):
+        networks, optimizers = build(device)
+        step = make_step(kind, networks, optimizers, LossConfig(), augment=augment, dtype=torch.float32)
+        return [step(batch(i, device), 1.0, p)["catch"].item() for i, p in enumerate(probabilities)]
+
+    assert catches(1.0, 0.0, 0.0) == pytest.approx(catches(0.0, None, None), rel=1e-5)
+    all_of_them, changing = catches(1.0, None, None), catches(1.0, 0.0, 1.0)
+    assert catches(1.0, 1.0, 1.0) == pytest.approx(all_of_them, rel=1e-5)
+    assert changing[0] == pytest.approx(catches(0.0, None)[0], rel=1e-5)
+    assert changing[1] != pytest.approx(catches(1.0, 0.0, 0.0)[1], rel=1e-4)
 
 
 def test_graphs_without_a_gpu_are_refused_in_a_sentence(config):

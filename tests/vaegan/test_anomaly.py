@@ -32,7 +32,7 @@ def test_the_parts_are_the_terms_of_the_objective_and_the_score_their_sum(sample
         x, labels = to_tensor(some.pixels[i : i + 1]), torch.from_numpy(some.labels[i : i + 1]).float()
         mu, log_var = nets.encoder(x, labels)
         x_recon = nets.decoder(mu, labels)
-        (_, features), (_, features_recon) = nets.discriminator(x, labels), nets.discriminator(x_recon, labels)
+        (_, (features,)), (_, (features_recon,)) = nets.discriminator(x, labels), nets.discriminator(x_recon, labels)
         assert found["kl"][i] == pytest.approx(kl_divergence(mu, log_var).item(), rel=1e-4, abs=1e-5)
         assert found["features"][i] == pytest.approx(reconstruction(features_recon, features, 32 * 32).item(), rel=1e-4)
         assert found["pixels"][i] == pytest.approx(0.5 * (x_recon - x).square().sum().item(), rel=1e-4)
@@ -50,6 +50,15 @@ def test_an_images_numbers_depend_on_nothing_it_is_scored_with(sampler, images):
         assert values.dtype == np.float64
         np.testing.assert_array_equal(moved[name], values[order])
         np.testing.assert_array_equal(alone[name], values[40:41])
+
+
+def test_several_layers_of_features_count_as_their_mean(sampler, images):
+    found = {}
+    for layers in ((1,), (3,), (1, 3)):
+        sampler.networks.discriminator.feature_layers = layers
+        found[layers] = anomaly(sampler, images.pixels, images.labels)["features"]
+    np.testing.assert_allclose(found[1, 3], (found[1,] + found[3,]) / 2, rtol=1e-5)
+    assert np.abs(found[1,] / found[3,] - 1).min() > 0.01
 
 
 def test_they_are_the_numbers_that_an_attacker_reads(sampler, images):

@@ -42,8 +42,8 @@ def test_scores_are_what_they_say(sampler, images):
     nets = sampler.networks
     mu, log_var = nets.encoder(x, labels)
     x_recon = nets.decoder(mu, labels)
-    logits, features = nets.discriminator(x, labels)
-    _, features_recon = nets.discriminator(x_recon, labels)
+    logits, (features,) = nets.discriminator(x, labels)
+    _, (features_recon,) = nets.discriminator(x_recon, labels)
     error = 0.5 * (x_recon - x).square().sum(dim=(1, 2, 3))
     np.testing.assert_allclose(scores["discriminator"], logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(scores["reconstruction"], -error, rtol=1e-4)

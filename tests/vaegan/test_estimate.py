@@ -38,6 +38,18 @@ def test_every_parameter_of_every_network_of_the_kind_is_in_the_table_once(confi
     assert headings == list(networks)
 
 
+def test_residual_blocks_and_a_modulation_are_in_the_table_too(config):
+    shape = replace(config.model, blocks="residual", modulation=True, spectral_norm=True)
+    networks = build(replace(config, model=shape), read_manifest(config.data))
+    found = estimated(config, model=shape)
+    for name, layers in found.layers.items():
+        assert sum(layer.num_parameters for layer in layers) == num_parameters(getattr(networks, name))
+        assert None not in [layer.shape for layer in layers]
+    kinds = {layer.name: (layer.kind, layer.shape) for layer in found.layers["decoder"]}
+    assert kinds["deconvolutions.2.second"] == ("UpConv2d 3x3 stride 1", (8, 16, 16))
+    assert kinds["modulation.out"] == ("Linear", (2 * (8 + 8 + 4),))
+
+
 def test_a_layer_has_the_output_shape_that_its_step_had(config):
     layers = {layer.name: layer for layer in estimated(config).layers["encoder"]}
     assert layers["convolutions.0"].shape == (4, 16, 16)

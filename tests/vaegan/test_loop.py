@@ -1,20 +1,24 @@
 import itertools
 import json
+import multiprocessing
+import runpy
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.errors import UserError
 from cluster.storage import read_json
 from vaegan.checkpoint import bests, checkpoints
-from vaegan.loop import batches, train_loop
+from vaegan.loop import Training, batches, train_loop
 from vaegan.networks import NetworkConfig
-from vaegan.optimizers import OptimizerConfig
+from vaegan.optimizers import OptimizerConfig, Optimizers
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
 from vaegan.runs import SoloRun, TrainingFailedError
 from vaegan.shards import read_split
@@ -342,10 +346,232 @@ def test_a_batch_must_divide_among_the_workers(tmp_path):
 
 
 def test_a_size_that_the_networks_lack_is_told_before_training(config):
-    with pytest.raises(ValueError, match="feature_layer is 7"):
-        train_loop(replace(config, model=NetworkConfig(width=4, feature_layer=7)))
+    with pytest.raises(ValueError, match="feature_layers has 7"):
+        train_loop(replace(config, model=NetworkConfig(width=4, feature_layers=(7,))))
 
 
 def test_precision_that_is_asked_for_is_taken():
     assert choose_dtype("float32", torch.device("cpu")) is torch.float32
     assert choose_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+EVERYTHING = dict(
+    augment=1.0,
+    augment_target=0.01,
+    augment_ramp_images=160,
+    balance_classes=True,
+    optimizer=OptimizerConfig(schedule="cosine", final_rate=0.1, warmup_images=48),
+)
+
+
+def figures_of(config, name):
+    return [line[name] for line in lines_of(config) if "event" not in line]
+
+
+def uneven(config, few=5):
+    """The training images with few of the second class."""
+    images = read_split(config.data, "train")
+    return images.take(np.concatenate([np.flatnonzero(images.labels[:, 0]), np.flatnonzero(images.labels[:, 1])[:few]]))
+
+
+def told(monkeypatch, sign):
+    """Let the discriminator's mean sign on real images be a function of images seen, less the batch."""
+
+    def step(self, x, labels, real=Training.step):
+        make, seen = self._step, self.progress.images_seen
+        self._step = lambda *args: make(*args) | {"real_sign": torch.tensor(sign(seen))}
+        try:
+            return real(self, x, labels)
+        finally:
+            self._step = make
+
+    monkeypatch.setattr("vaegan.loop.Training.step", step)
+
+
+def test_a_run_with_ada_cosine_and_balance_that_was_killed_ends_bit_equal_to_one_that_was_not(config, tmp_path):
+    config = replace(config, **EVERYTHING, total_images=192, checkpoint_images=48)
+    whole, broken = replace(config, run_dir=tmp_path / "whole"), replace(config, run_dir=tmp_path / "broken")
+    images = uneven(config)
+    train_loop(whole, images)
+
+    def kill(line):
+        if line["images"] == 128:  # past the checkpoint at 96
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_loop(broken, images, progress=kill)
+    assert read_json(checkpoints(broken.run_dir)[-1] / "state.json")["augment_probability"] > 0
+    train_loop(broken, images)
+    first, second = (state(checkpoints(run.run_dir)[-1]) for run in (whole, broken))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name in ("augment", "learning_rate", "like"):
+        assert figures_of(whole, name) == figures_of(broken, name)
+    assert len(set(figures_of(whole, "augment"))) > 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(augment_target=0.01),
+        dict(augment_policy=("cutout",)),
+        dict(balance_classes=True),
+        dict(optimizer=OptimizerConfig(schedule="cosine")),
+        dict(optimizer=OptimizerConfig(warmup_images=96)),
+    ],
+    ids=["ada", "policy", "balance", "cosine", "warm-up"],
+)
+def test_each_switch_changes_what_is_learned(config, settings):
+    images = uneven(config, few=16)
+    other = replace(config, run_dir=config.run_dir.with_name("other"), **settings)
+    train_loop(config, images)
+    train_loop(other, images)
+    first, second = (state(checkpoints(run.run_dir)[-1])["networks.decoder.dense.weight"] for run in (config, other))
+    assert not torch.equal(first, second)
+    logged = {"augment_target": {"augment"}, "optimizer": {"learning_rate"}}
+    new = set().union(*lines_of(other)) - set().union(*lines_of(config))
+    assert new == set().union(*(logged.get(name, set()) for name in settings))
+
+
+def test_more_images_are_augmented_while_the_discriminator_knows_the_real_ones_and_fewer_while_it_does_not(
+    config, monkeypatch
+):
+    told(monkeypatch, lambda seen: 0.9 if seen < 64 else 0.2)
+    train_loop(replace(config, augment_target=0.6, augment_ramp_images=160))
+    assert figures_of(config, "images") == [16, 32, 48, 64, 80, 96]
+    assert figures_of(config, "augment") == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.3, 0.2])
+
+
+def test_a_discriminator_that_learns_the_images_by_heart_drives_augmentation_up_and_one_that_learns_nothing_does_not(
+    config,
+):
+    images = read_split(config.data, "train").take(np.arange(16))
+    ends = {}
+    for rate in (1e-3, 1e-12):
+        run = replace(config, run_dir=config.run_dir.with_name(f"run{rate}"), total_images=1600, checkpoint_images=1600,
+            augment=1.0, augment_target=0.6, augment_ramp_images=2000, watchdog=WatchdogConfig(enabled=False),
+            optimizer=OptimizerConfig(learning_rate=1e-12, discriminator_learning_rate=rate),
+        )  # fmt: skip
+        train_loop(run, images)
+        ends[rate] = figures_of(run, "augment")[-1]
+    assert ends[1e-3] > 0.3
+    assert ends[1e-12] < 0.05
+
+
+def test_augmentation_is_adjusted_every_four_steps_and_at_logs_wherever_a_run_resumes(config, monkeypatch):
+    """A log every 7 steps, a checkpoint every 70: adjustments after 4 and 3 steps in turn."""
+    told(monkeypatch, lambda seen: 1.0)
+    seen = []
+    real = Training.step
+
+    def step(self, x, labels):
+        figures = real(self, x, labels)
+        seen.append((self.progress.images_seen // 16, self.progress.augment_probability))
+        return figures
+
+    monkeypatch.setattr("vaegan.loop.Training.step", step)
+    train_loop(replace(config, augment_target=0.6, augment_ramp_images=16 * 1000, total_images=16 * 80,
+        checkpoint_images=16 * 70))  # fmt: skip
+    values = [value for _, value in seen]
+    changes = [step for (step, value), before in zip(seen, [0.0, *values], strict=False) if value != before]
+    assert changes == [step for step in range(1, 81) if step % 7 in (0, 4)] + [80] * (80 % 7 not in (0, 4))
+    assert values[-1] == pytest.approx(0.08)
+
+
+def test_a_rollback_takes_augmentation_back_and_lowers_rates_that_a_schedule_lowers_too(config, monkeypatch):
+    schedule = OptimizerConfig(schedule="cosine")
+    config = replace(config, augment_target=0.6, augment_ramp_images=160, optimizer=schedule)
+    with monkeypatch.context() as patch:
+        told(patch, lambda seen: 1.0)
+        train_loop(replace(config, run_dir=config.run_dir.with_name("whole")))
+        glitch(patch, 5)  # after the log at 80, which is dropped
+        train_loop(config)
+    lines = [line for line in lines_of(config) if "event" not in line]
+    assert "rollback" in {line.get("event") for line in lines_of(config)}
+    whole = {line["images"]: line for line in lines_of(replace(config, run_dir=config.run_dir.with_name("whole")))}
+    for line in lines:
+        assert line["augment"] == whole[line["images"]]["augment"]
+        factor = 0.25 if line["images"] > 64 else 1.0
+        assert line["learning_rate"] == pytest.approx(whole[line["images"]]["learning_rate"] * factor)
+    assert lines[0]["learning_rate"] == 2e-4
+
+
+def test_the_rates_that_a_step_takes_are_those_of_the_schedule(config, monkeypatch):
+    taken = []
+
+    def step(self, gradients, real=Optimizers.step):
+        taken.append([optimizer.param_groups[0]["lr"] for optimizer in self.by_name.values()])
+        real(self, gradients)
+
+    monkeypatch.setattr(Optimizers, "step", step)
+    schedule = OptimizerConfig(schedule="cosine", warmup_images=32, discriminator_learning_rate=1e-4)
+    train_loop(replace(config, optimizer=schedule))
+    cosine = [0.5 + 0.5 * np.cos(np.pi * i / 6) for i in range(6)]
+    warm = [0.5, 1, 1, 1, 1, 1]
+    expected = [[rate * a * b for rate in (2e-4, 2e-4, 1e-4)] for a, b in zip(cosine, warm, strict=True)]
+    assert np.array(taken) == pytest.approx(np.array(expected))
+
+
+def test_a_balanced_run_shows_each_class_equally_often(config):
+    images = uneven(config, few=5)
+    shown = [
+        labels for _, labels in batches(images, replace(config, balance_classes=True), 0, SoloRun(config.run_dir, 1))
+    ]
+    assert torch.cat(shown).sum(dim=0).tolist() == [48, 48]
+
+
+class Share(SoloRun):
+    """One of several workers' part of a run, without Ray; only the first one writes."""
+
+    def __init__(self, config, rank, size):
+        super().__init__(config.run_dir, config.keep_checkpoints)
+        self.world_rank, self.world_size, self.augment = rank, size, []
+
+    def save(self, write, images_seen, metrics):
+        self.augment.append(metrics["augment"])
+        if not self.world_rank:
+            super().save(write, images_seen, metrics)
+
+
+def work(config, rank, size, port, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    run = Share(config, rank, size)
+    try:
+        train_loop(config, uneven(config), run=run)
+        results.put((rank, run.augment))
+    except Exception as error:
+        results.put((rank, repr(error)))  # at once, not after a wait for what never comes
+    dist.destroy_process_group()
+
+
+def test_two_workers_augment_as_many_images_as_one_does_and_see_the_same_balanced_batches(config):
+    config = replace(
+        config, **EVERYTHING, total_images=192, checkpoint_images=48, validation=ValidationConfig(metric="none")
+    )
+    alone = replace(config, run_dir=config.run_dir.with_name("alone"))
+    train_loop(alone, uneven(config))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")  # not forked from a process with threads
+    context.set_forkserver_preload(["torch", "vaegan.loop", "pytest"])
+    results = context.Queue()
+    jobs = [dict(config=config, rank=rank, size=2, port=port, results=results) for rank in (0, 1)]
+    processes = [context.Process(target=runpy.run_path, args=(__file__, {"JOB": job}, "a worker")) for job in jobs]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+    assert found[0] == found[1] == [value for seen, value in logged(alone, "augment") if seen % 48 == 0]
+    assert len(set(found[0])) > 2
+    likes = [figures_of(run, "like") for run in (alone, config)]
+    assert likes[0] == pytest.approx(likes[1], rel=1e-3)
+
+
+def logged(config, name):
+    return list(zip(figures_of(config, "images"), figures_of(config, name), strict=True))
+
+
+if __name__ == "a worker":  # a child can't import this file by a name, as pytest does not
+    work(**globals()["JOB"])

@@ -12,9 +12,21 @@ from safetensors.torch import load_file
 from cluster.errors import UserError
 from cluster.storage import read_json, write_json
 from vaegan.checkpoint import checkpoints
-from vaegan.export import MAX_ENCODED, data_sha256, fit_mixtures
+from vaegan.export import MAX_ENCODED, data_sha256, fit_sources
+from vaegan.latents import LatentsConfig
 from vaegan.loop import train_loop
-from vaegan.reading import MIN_GROUPS, Order, ReadingConfig, ShardReader, first_of_each_class, open_split, order_name
+from vaegan.reading import (
+    MIN_GROUPS,
+    BalancedOrder,
+    Order,
+    ReadingConfig,
+    ShardReader,
+    first_of_each_class,
+    open_split,
+    order_name,
+    rarest_label,
+    shuffled,
+)
 from vaegan.sampler import Sampler
 from vaegan.shards import DatasetWriter, Images, read_split
 
@@ -122,9 +134,9 @@ def test_rows_of_one_row_group_meet_little_more_often_than_by_chance():
     same, pairs = 0, 0
     for window in order.windows(0):
         groups = np.concatenate([np.full(64, part.file * 16 + part.group) for part in window.parts])
-        shuffled = np.empty(len(window), dtype=int)
-        shuffled[order.places(0, window)] = groups
-        for batch in shuffled.reshape(-1, 32):
+        mixed = np.empty(len(window), dtype=int)
+        mixed[order.places(0, window)] = groups
+        for batch in mixed.reshape(-1, 32):
             equal = batch[:, None] == batch
             same, pairs = same + equal.sum() - 32, pairs + 32 * 31
     assert 0.8 / 64 < same / pairs < 1.2 / 64
@@ -262,7 +274,7 @@ def test_mixtures_are_the_same_from_memory_and_from_files_and_take_a_bounded_sam
     labels = whole.labels
 
     def fitted(images, most):
-        return fit_mixtures(sampler.networks, images, labels, sampler.info, most)
+        return fit_sources(sampler, images, labels, LatentsConfig(sources=("mixture",)), most)["mixture"].parts
 
     for one, two in zip(fitted(whole, MAX_ENCODED).values(), fitted(stream, MAX_ENCODED).values(), strict=True):
         assert np.array_equal(one.means, two.means)
@@ -276,3 +288,89 @@ def test_mixtures_are_the_same_from_memory_and_from_files_and_take_a_bounded_sam
 
     assert set(fitted(Watched(config.data, "train", STREAM), 6)) == {-1, 0, 1}
     assert len(asked) <= 18
+
+
+def rare(counts=(83, 10, 7)) -> np.ndarray:
+    """One-hot labels of classes of very different sizes, mixed."""
+    labels = np.eye(len(counts), dtype=np.uint8)[np.repeat(np.arange(len(counts)), counts)]
+    return np.random.default_rng(0).permutation(labels)
+
+
+def test_balanced_batches_have_each_class_equally_often_within_one():
+    labels = rare()
+    order = BalancedOrder(labels, seed=5, batch_size=16)
+    for step in range(50):
+        found = labels[order.batch(step)].sum(axis=0)
+        assert found.sum() == 16
+        assert found.max() - found.min() <= 1
+    total = sum(labels[order.batch(step)].sum(axis=0) for step in range(50))
+    assert total.max() - total.min() <= 1
+
+
+def test_every_image_of_a_class_comes_equally_often_within_one_at_any_step_however_rare_the_class():
+    labels = rare()
+    order = BalancedOrder(labels, seed=5, batch_size=16)
+    times = np.zeros(100, dtype=int)
+    for step in range(200):
+        np.add.at(times, order.batch(step), 1)
+        for column in labels.T:
+            mine = times[column > 0]
+            assert mine.max() - mine.min() <= 1
+    assert times[labels[:, 2] > 0].min() >= 200 * 16 // 3 // 7  # 152 times, and the common class 12 or 13 times
+    assert times[labels[:, 0] > 0].max() <= 13
+
+
+def test_a_balanced_order_is_shuffled_and_differs_by_seed_and_by_round():
+    labels = rare((8, 8))
+    order, other = (BalancedOrder(labels, seed=seed, batch_size=16) for seed in (5, 6))
+    rounds = np.array([order.batch(step) for step in range(20)])  # each step is one round over both classes
+    assert (np.sort(rounds) == np.arange(16)).all()
+    assert len({tuple(rows) for rows in rounds.tolist()}) == 20
+    assert not np.array_equal(rounds[0], other.batch(0))
+    first_half = labels[rounds[:, :8], 0].mean(axis=1)  # classes take no turns that a batch norm's halves could tell
+    assert len(set(first_half.tolist())) > 2
+    follows = {(int(rows[i]), int(rows[i + 1])) for rows in rounds for i in range(15)}
+    assert len(follows) > 150  # of 240 pairs
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_several_workers_see_the_balanced_batches_of_one_from_any_step(world_size):
+    images = numbered(1003)
+    images = images.take(np.flatnonzero((images.labels[:, 0] > 0) | (np.arange(1003) % 10 == 0)))
+
+    def part(start, rank=0, size=1):
+        how = dict(seed=5, batch_size=24, start=start, stop=60, rank=rank, world_size=size, balanced=True)
+        return np.array([rows_of(pixels) for pixels, _ in shuffled(images, **how)])
+
+    whole = part(0)
+    for start in (0, 1, 37, 59):
+        parts = [part(start, rank, world_size) for rank in range(world_size)]
+        assert np.array_equal(np.concatenate(parts, axis=1), whole[start:])
+
+
+def test_an_image_of_several_classes_is_drawn_for_its_rarest_and_one_of_none_for_a_class_of_its_own():
+    labels = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]], dtype=np.uint8)
+    assert rarest_label(labels).tolist() == [0, 0, 1, 2, 1, -1, -1]
+    order = BalancedOrder(labels, seed=0, batch_size=8)
+    times = np.bincount(np.concatenate([order.batch(step) for step in range(4)]), minlength=7)
+    assert times.tolist() == [4, 4, 4, 8, 4, 4, 4]  # four groups, eight times each
+
+
+def test_balanced_pixels_keep_their_labels_and_an_order_without_balance_is_what_it_was():
+    images = numbered(100)
+    for pixels, labels in shuffled(images, seed=5, batch_size=24, start=0, stop=9, balanced=True):
+        assert np.array_equal(labels, images.labels[rows_of(pixels)])
+    plain = [rows_of(pixels) for pixels, _ in shuffled(images, seed=5, batch_size=24, start=0, stop=4)]
+    assert np.array_equal(np.concatenate(plain), np.random.default_rng([5, 0]).permutation(100)[:96])
+
+
+def test_balance_is_refused_in_a_sentence_where_it_can_not_be_had(config, stored):
+    streamed = replace(config, reading=STREAM, balance_classes=True)
+    with pytest.raises(UserError, match=r"balance_classes needs the training images in memory.*reading.memory_gb to"):
+        train_loop(streamed)
+    assert not config.run_dir.exists()
+    with pytest.raises(UserError, match="balance_classes needs the training images in memory"):
+        next(shuffled(Small(stored, "train", STREAM), seed=0, batch_size=8, start=0, stop=1, balanced=True))
+    nameless = replace(numbered(10), labels=np.zeros((10, 0), dtype=np.uint8))
+    with pytest.raises(UserError, match="balance_classes needs classes, and the dataset has none"):
+        next(shuffled(nameless, seed=0, batch_size=8, start=0, stop=1, balanced=True))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.errors import UserError
+from cluster.storage import read_json, write_json
 from vaegan.runs import locked, refuse_old_run, settings, tidy
 from vaegan.train import main, train
 
@@ -32,6 +33,29 @@ def test_a_run_that_failed_before_its_first_step_can_be_corrected_in_its_folder(
     assert train(config) == 0
     with pytest.raises(UserError, match="differs in warm_start"):
         train(replace(config, warm_start=config.run_dir / "model"))
+
+
+def test_a_run_of_an_earlier_version_is_resumed_if_keys_that_came_since_are_at_their_defaults(config):
+    assert train(config) == 0
+    path = config.run_dir / "config.json"
+    stored = read_json(path)
+    settings = stored["config"]
+    (layer,) = settings["model"].pop("feature_layers")
+    settings["model"]["feature_layer"] = layer
+    for part, key in (
+        (settings["model"], "blocks"),
+        (settings["model"], "modulation"),
+        (settings["loss"], "r1_weight"),
+    ):
+        del part[key]
+    del settings["augment"]  # which this run has not at its default
+    write_json(path, stored)
+    with pytest.raises(UserError, match="differs in augment:"):
+        train(config)
+    write_json(path, stored | {"config": settings | {"augment": config.augment}})
+    assert train(config) == 0
+    with pytest.raises(UserError, match="differs in model:"):
+        train(replace(config, model=replace(config.model, modulation=True)))
 
 
 def test_what_a_sudden_end_left_half_written_or_half_removed_is_removed(tmp_path):

@@ -2,15 +2,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from cluster.errors import UserError
-from cluster.storage import read_json, write_json
-from vaegan.checkpoint import bests, checkpoints, read_model
-from vaegan.export import ExportConfig, export_checkpoint
+from cluster.storage import file_sha256, read_json, write_json
+from vaegan.checkpoint import bests, checkpoints, read_info, read_model
+from vaegan.export import ExportConfig, export_checkpoint, fit_sources
+from vaegan.latents import LatentsConfig, uniforms
 from vaegan.loop import train_loop
 from vaegan.registry import Registry, publish
 from vaegan.sample import SampleConfig, synthesize
-from vaegan.sampler import Sampler
+from vaegan.sampler import MAX_CANDIDATES, Sampler
 from vaegan.shards import read_split
 
 
@@ -24,7 +27,7 @@ def sampler(model):
     return Sampler.from_model(model)
 
 
-@pytest.mark.parametrize("latent", ["prior", "mixture"])
+@pytest.mark.parametrize("latent", ["prior", "mixture", "gaussian"])
 def test_the_same_address_gives_the_same_bytes_alone_in_a_batch_and_after_a_restart(sampler, model, latent):
     labels = np.eye(2, dtype=np.uint8)[np.arange(150) % 2]
     index = np.arange(150) * 7
@@ -106,6 +109,110 @@ def test_rows_on_the_way_are_nobodys_and_carry_an_address_each(sampler):
 def test_a_point_beyond_the_ends_of_the_way_is_refused(sampler, at):
     with pytest.raises(UserError, match="expected a fraction from 0 to 1"):
         sampler.interpolate(sampler.labels_of(["left"])[0], 0, 0, (1, 0), np.array([0.5, at]))
+
+
+def test_one_candidate_is_the_image_itself_and_is_not_named_in_the_address(sampler):
+    labels, index = sampler.labels_of(["left"], 20), np.arange(20)
+    assert np.array_equal(sampler(labels, 3, index, candidates=1), sampler(labels, 3, index))
+    assert sampler.address(labels[0], 3, 0, candidates=1) == sampler.address(labels[0], 3, 0) == "model/1/left/3/0"
+    rows = sampler.sample(labels[:2], 3, latent="mixture", candidates=4)
+    assert list(rows.image_id) == [f"model/1/left/3/{i}?latent=mixture&candidates=4" for i in (0, 1)]
+
+
+def opinionated(sampler):
+    """Give it a discriminator of strong opinions: that of six steps finds all images much alike."""
+    with torch.no_grad():
+        sampler.networks.discriminator.dense.weight *= 30
+
+
+@pytest.mark.parametrize("latent", ["prior", "gaussian"])
+def test_candidates_make_the_chain_that_they_are_said_to_make(sampler, latent):
+    opinionated(sampler)
+    labels, index, seed = np.eye(2, dtype=np.uint8)[np.arange(40) % 2], np.arange(40), 3
+    found = sampler(labels, seed, index, latent=latent, candidates=5)
+    stays = 0
+    for i in range(40):
+        row, at = labels[i : i + 1], index[i : i + 1]
+        image = sampler.decode(sampler.latents(row, seed, at, latent), row)
+        logit = sampler.judge(image, row)[0]
+        for j in range(1, 5):
+            other = sampler.decode(sampler.latents(row, seed, at, latent, candidate=j), row)
+            theirs = sampler.judge(other, row)[0]
+            if uniforms(seed, at, 1, stream=2 * j + 1)[0, 0] < np.exp(theirs - logit):
+                image, logit = other, theirs
+        assert np.array_equal(found[i], image[0])
+        stays += np.array_equal(image, sampler(row, seed, at, latent=latent))
+    assert 0 < stays < 40
+
+
+def test_candidates_are_judged_better_and_remain_as_many_different_images(sampler):
+    opinionated(sampler)
+    labels, index = sampler.labels_of(["left"], 60), np.arange(60)
+    before, after = sampler(labels, 0, index), sampler(labels, 0, index, candidates=8)
+    assert sampler.judge(after, labels).mean() > sampler.judge(before, labels).mean()
+    assert len(np.unique(after, axis=0)) == len(np.unique(before, axis=0)) == 60
+
+
+def test_a_chosen_image_and_its_logit_are_the_same_alone_and_in_a_batch(sampler):
+    labels, index = np.eye(2, dtype=np.uint8)[np.arange(100) % 2], np.arange(100) * 5
+    together = sampler(labels, 5, index, candidates=3)
+    logits = sampler.judge(together, labels)
+    for size in (1, 13, 64):
+        rows = slice(20, 20 + size)
+        assert np.array_equal(sampler(labels[rows], 5, index[rows], candidates=3), together[rows])
+        assert np.array_equal(sampler.judge(together[rows], labels[rows]), logits[rows])
+
+
+@pytest.mark.parametrize("candidates", [0, -1, MAX_CANDIDATES + 1])
+def test_a_number_of_candidates_out_of_range_is_refused(sampler, candidates):
+    with pytest.raises(UserError, match="expected 1 to 64"):
+        sampler(sampler.labels_of(["left"]), 0, np.array([0]), candidates=candidates)
+
+
+def test_without_a_discriminator_nothing_can_be_chosen_and_nothing_is_written(config, tmp_path):
+    model = train_loop(replace(config, model=replace(config.model, kind="vae")))
+    with pytest.raises(UserError, match="is a vae and has no discriminator"):
+        synthesize(SampleConfig(model=model, out=tmp_path / "synthetic", count=2, candidates=2))
+    assert not (tmp_path / "synthetic").exists()
+
+
+def test_sources_are_those_that_the_recipe_or_an_export_asks_for(config, tmp_path):
+    config = replace(config, latents=LatentsConfig(sources=("gaussian",)))
+    model = train_loop(config)
+    assert read_info(model).latents == ("prior", "gaussian")
+    (_, checkpoint) = checkpoints(config.run_dir)
+    export_checkpoint(
+        ExportConfig(checkpoint=checkpoint, out=tmp_path / "again", latents=("mixture", "full_mixture", "flow"))
+    )
+    sampler = Sampler.from_model(tmp_path / "again")
+    assert sampler.info.latents == ("prior", "mixture", "full_mixture", "flow")
+    images = read_split(config.data, "train")
+    again = fit_sources(sampler, images, images.labels, LatentsConfig(sources=("flow",)))
+    labels, index = sampler.labels_of(["right"], 9), np.arange(9)
+    fitted = sampler.with_sources(again)
+    assert fitted.info.latents == ("prior", "flow")
+    assert np.array_equal(fitted(labels, 0, index, latent="flow"), sampler(labels, 0, index, latent="flow"))
+    with pytest.raises(UserError, match="it has prior, flow"):
+        fitted(labels, 0, index, latent="mixture")
+
+
+def test_a_run_and_a_model_of_an_earlier_version_know_the_mixture_alone(config, tmp_path):
+    model = train_loop(config)
+    tensors, about = load_file(model / "model.safetensors"), read_json(model / "model.json")
+    kept = {name: value for name, value in tensors.items() if not name.startswith("gaussian.")}
+    assert len(kept) < len(tensors)
+    save_file(kept, model / "model.safetensors")
+    digest = file_sha256(model / "model.safetensors")
+    write_json(model / "model.json", about | {"latents": ["prior", "mixture"], "tensors_sha256": digest})
+    old = Sampler.from_model(model)
+    assert old(old.labels_of(["left"]), 0, np.array([0]), latent="mixture").shape == (1, 32, 32, 1)
+    with pytest.raises(UserError, match="it has prior, mixture"):
+        old(old.labels_of(["left"]), 0, np.array([0]), latent="gaussian")
+    run = read_json(config.run_dir / "config.json")
+    del run["config"]["latents"]
+    write_json(config.run_dir / "config.json", run)
+    export_checkpoint(ExportConfig(checkpoint=checkpoints(config.run_dir)[-1], out=tmp_path / "again"))
+    assert read_info(tmp_path / "again").latents == ("prior", "mixture", "gaussian")
 
 
 def test_a_gan_has_no_mixture_and_says_so(config):

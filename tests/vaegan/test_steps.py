@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from vaegan.augment import Augmentation
 from vaegan.collectives import average_over_workers
 from vaegan.losses import LossConfig
 from vaegan.networks import NetworkConfig, Networks
 from vaegan.optimizers import DecoderAverage, OptimizerConfig, Optimizers
-from vaegan.steps import Batch, forward, route_gradients, train_step
+from vaegan.steps import Batch, check_losses, forward, route_gradients, train_step
 
 LATENT = 6
 
@@ -26,8 +27,7 @@ def build(kind="vaegan", norm="group", **settings) -> Networks:
         hidden=16,
         norm=norm,
         discriminator_norm=norm,
-        feature_layer=2,
-        **settings,
+        **dict(feature_layers=(2,)) | settings,
     )
     return Networks(config, size=32, channels=1, num_classes=2).double()
 
@@ -76,6 +76,97 @@ def test_every_kind_learns_and_moves_every_network(kind, settings):
     for name, value in networks.state_dict().items():
         if "weight" in name:
             assert not torch.equal(value, before[name]), name
+
+
+def test_the_figures_say_how_many_real_images_the_discriminator_knows():
+    networks = build()
+    done = forward(networks, batch(), LossConfig())
+    signs = [1.0 if logit > 0 else -1.0 for logit in done.logits["real"].tolist()]
+    assert done.stats["real_sign"].item() == sum(signs) / len(signs)
+    for bias, expected in ((50.0, 1.0), (-50.0, -1.0)):
+        with torch.no_grad():
+            networks.discriminator.dense.bias.fill_(bias)
+        figures = train_step(networks, Optimizers(networks, OptimizerConfig()), batch(), LossConfig(), beta=1.0)
+        assert figures["real_sign"].item() == expected
+
+
+def test_a_relativistic_games_figures_do_not_change_with_the_level_of_its_logits():
+    networks, config = build(), LossConfig(adversarial="relativistic")
+    before = forward(networks, batch(), config).stats
+    with torch.no_grad():
+        networks.discriminator.dense.bias.fill_(50.0)
+    after = forward(networks, batch(), config).stats
+    assert -1 <= before["real_sign"].item() < 1
+    for name in ("d_real", "d_recon", "d_sample", "real_sign"):
+        assert after[name].item() == pytest.approx(before[name].item(), rel=1e-9)
+
+
+def test_lazy_penalties_come_at_every_third_step_three_times_as_strong_and_leave_the_others_as_they_are():
+    networks = build()
+    always = LossConfig(r1_weight=2.0, r2_weight=1.0)
+    lazy = LossConfig(r1_weight=2.0, r2_weight=1.0, penalty_every=3)
+    for step in range(7):
+        terms, rare = (forward(networks, batch(step=step), config).terms for config in (always, lazy))
+        due = step % 3 == 0
+        assert ("r1" in rare, "r2" in rare) == (due, due)
+        if due:
+            assert rare["r1"].item() == pytest.approx(3 * terms["r1"].item())
+            assert rare["r2"].item() == pytest.approx(3 * terms["r2"].item())
+            continue
+        figures, plain = (
+            train_step(other, Optimizers(other, OptimizerConfig()), batch(step=step), config, beta=1.0)
+            for other, config in ((build(), lazy), (build(), LossConfig()))
+        )
+        assert (figures.pop("r1").item(), figures.pop("r2").item()) == (0, 0)  # a log's mean is over all steps
+        assert {name: value.tolist() for name, value in figures.items()} == {
+            name: value.tolist() for name, value in plain.items()
+        }
+
+
+@pytest.mark.parametrize("augment", [0.0, 0.5])
+def test_consistency_compares_each_image_with_its_other_version(augment):
+    networks, config = build(norm="none"), LossConfig(consistency_weight=1.0)
+    assert forward(networks, batch(), config, augment).terms["consistency"] > 0
+    blind = copy.deepcopy(networks)
+    with torch.no_grad():
+        blind.discriminator.dense.weight.zero_()
+        blind.discriminator.embedding.weight.zero_()
+    assert forward(blind, batch(), config, augment).terms["consistency"].item() == 0
+
+
+def test_consistency_beside_a_coin_is_between_images_that_it_left_and_the_same_ones_changed():
+    networks, config = build(), LossConfig(consistency_weight=1.0)
+    never, always = (
+        forward(networks, batch(), config, Augmentation(strength=1.0, probability=torch.tensor(p))).terms["consistency"]
+        for p in (0.0, 1.0)
+    )
+    assert never.item() == pytest.approx(forward(networks, batch(), config).terms["consistency"].item())
+    assert always.item() == pytest.approx(0, abs=1e-12)
+
+
+def test_matching_features_pulls_the_decoder_towards_the_real_images_mean_maps():
+    apart = {}
+    for weight in (1e6, 1e-6):  # almost nothing but matching, and almost nothing of it
+        networks, config = build("gan", norm="none"), LossConfig(feature_matching_weight=weight)
+        optimizers = Optimizers(networks, OptimizerConfig(learning_rate=3e-3))
+        before = copy.deepcopy(networks.discriminator.state_dict())
+        apart[weight] = []
+        for _ in range(20):
+            match = train_step(networks, optimizers, batch(), config, beta=1.0)["match"].item() / weight
+            apart[weight].append(match)
+            networks.discriminator.load_state_dict(before)  # maps that stay what they are
+    first = apart[1e6][0]
+    assert apart[1e6][-1] < 0.8 * first < apart[1e-6][-1]
+
+
+def test_layer_weights_for_other_layers_and_lazy_penalties_in_a_captured_step_are_refused():
+    model = build(feature_layers=(1, 2)).config
+    check_losses(LossConfig(feature_layer_weights=(1.0, 2.0), r1_weight=1.0, penalty_every=4), model)
+    with pytest.raises(ValueError, match=r"loss\.feature_layer_weights has 1 and model\.feature_layers 2"):
+        check_losses(LossConfig(feature_layer_weights=(1.0,)), model)
+    with pytest.raises(ValueError, match=r"loss\.penalty_every is 4: expected 1"):
+        check_losses(LossConfig(r1_weight=1.0, penalty_every=4), model, captured=True)
+    check_losses(LossConfig(penalty_every=4), model, captured=True)  # nothing to apply
 
 
 def test_a_vae_overfits_four_images():
@@ -133,7 +224,7 @@ def trained(settings: dict, rank: int, size: int) -> dict[str, np.ndarray]:
     for step in range(STEPS):
         drawn = batch(share, step, rank, size)
         drawn = Batch(**{name: getattr(drawn, name).to(dtype) for name in drawn.__dataclass_fields__})
-        train_step(networks, optimizers, drawn, LossConfig(), beta=1.0, augment=0.5)
+        train_step(networks, optimizers, drawn, settings["loss"], beta=1.0, augment=0.5)
         average.update(networks.decoder, (step + 1) * ALL_ROWS, ALL_ROWS)
     found = networks.state_dict() | {f"average.{n}": v for n, v in average.decoder.state_dict().items()}
     return {name: value.numpy() for name, value in found.items()}
@@ -170,15 +261,35 @@ PRECISIONS = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+EVERY_SWITCH = LossConfig(
+    gamma=1.0, adaptive_weight=True, free_bits=0.01, ms_ssim_weight=0.5, feature_normalised=True,
+    feature_matching_weight=0.4, adversarial="relativistic", r1_weight=1.0, r2_weight=1.0, penalty_every=4,
+    consistency_weight=1.0,
+)  # fmt: skip
+NETWORKS = {
+    "group": dict(norm="group"),
+    "batch": dict(norm="batch"),
+    "none and spectral": dict(norm="none", spectral_norm=True),
+    "gan": dict(kind="gan"),
+}
+CASES = [(NETWORKS[name], LossConfig(), precision) for name in NETWORKS for precision in PRECISIONS]
+NAMES = [f"{name}-{precision}" for name in NETWORKS for precision in PRECISIONS]
+
+
 @pytest.mark.parametrize(
-    "network",
-    [dict(norm="group"), dict(norm="batch"), dict(norm="none", spectral_norm=True), dict(kind="gan")],
-    ids=["group", "batch", "none and spectral", "gan"],
+    ("network", "loss", "precision"),
+    [
+        *CASES,
+        (dict(feature_layers=(1, 2)), EVERY_SWITCH, "float64"),
+        (dict(norm="batch", blocks="residual", modulation=True), LossConfig(), "float64"),
+    ],
+    ids=[*NAMES, "every switch-float64", "residual, batch and modulated-float64"],
 )
-def test_after_fifty_steps_n_workers_are_where_one_is_with_the_whole_batch_and_equal_each_other(network, precision):
+def test_after_fifty_steps_n_workers_are_where_one_is_with_the_whole_batch_and_equal_each_other(
+    network, loss, precision
+):
     dtype, optimizer, tolerance, typical = PRECISIONS[precision]
-    settings = dict(dtype=dtype, optimizer=optimizer, network=network)
+    settings = dict(dtype=dtype, optimizer=optimizer, network=network, loss=loss)
     alone = trained(settings, 0, 1)
     start = {name: value.numpy() for name, value in build(**network).state_dict().items()}
     moved = [np.abs(alone[name] - start[name]).max() for name in start if name.endswith("weight")]

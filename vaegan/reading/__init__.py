@@ -1,7 +1,9 @@
 """Images of a split for training: whole in memory, or streamed from their files; see `order` and `stream`."""
 
+from vaegan.reading.balance import BalancedOrder, rarest_label
 from vaegan.reading.choice import (
     TrainingImages,
+    check_balance,
     files_sha256,
     first_of_each_class,
     open_split,
@@ -13,6 +15,7 @@ from vaegan.reading.order import MIN_GROUPS, Order, Part, Window
 from vaegan.reading.stream import ReadingConfig, Rows, ShardReader
 
 __all__ = [
-    "MIN_GROUPS", "Order", "Part", "ReadingConfig", "Rows", "ShardReader", "TrainingImages", "Window",
-    "files_sha256", "first_of_each_class", "open_split", "order_name", "pixel_blocks", "shuffled",
+    "MIN_GROUPS", "BalancedOrder", "Order", "Part", "ReadingConfig", "Rows", "ShardReader", "TrainingImages", "Window",
+    "check_balance", "files_sha256", "first_of_each_class", "open_split", "order_name", "pixel_blocks", "rarest_label",
+    "shuffled",
 ]  # fmt: skip

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.errors import UserError
+from vaegan.reading.balance import BalancedOrder
 from vaegan.reading.stream import ReadingConfig, Rows, ShardReader
 from vaegan.shards import Images, read_manifest, read_split, split_info
 
@@ -47,20 +49,52 @@ def first_of_each_class(images: TrainingImages, number: int) -> list[np.ndarray]
     return [np.flatnonzero(column)[:number] for column in images.labels.T]
 
 
+def check_balance(images: TrainingImages) -> None:
+    """Raise a `UserError` where classes can't be drawn equally often."""
+    if isinstance(images, ShardReader):
+        size = len(images) * int(np.prod(images.shape)) / 2**30
+        raise UserError(
+            "balance_classes needs the training images in memory, since a stream comes in the order of its files: "
+            f"set reading.memory_gb to {size:.2g} or more, or leave balance_classes out"
+        )
+    if not images.labels.shape[1]:
+        raise UserError("balance_classes needs classes, and the dataset has none: leave it out")
+
+
 def shuffled(
-    images: TrainingImages, *, seed: int, batch_size: int, start: int, stop: int, rank: int = 0, world_size: int = 1
+    images: TrainingImages,
+    *,
+    seed: int,
+    batch_size: int,
+    start: int,
+    stop: int,
+    rank: int = 0,
+    world_size: int = 1,
+    balanced: bool = False,
 ) -> Generator[Rows, None, None]:
     """One worker's part of every batch from step `start` to before `stop`; see `ShardReader.batches`.
 
     From memory, each epoch is a permutation from (seed, epoch), its incomplete last batch dropped, and a batch's rows
-    are dealt to the workers in equal runs: N workers see what one does.
+    are dealt to the workers in equal runs: N workers see what one does. Balanced, the order is that of `BalancedOrder`.
+
+    Raises:
+        UserError: balanced, and `check_balance` says that it can't be.
     """
+    share = batch_size // world_size
+    if balanced:
+        check_balance(images)
+        assert isinstance(images, Images)
+        balance = BalancedOrder(images.labels, seed=seed, batch_size=batch_size)
+        for step in range(start, stop):
+            rows = balance.batch(step)[rank * share : (rank + 1) * share]
+            yield images.pixels[rows], images.labels[rows]
+        return
     if isinstance(images, ShardReader):
         yield from images.batches(
             seed=seed, batch_size=batch_size, start=start, stop=stop, rank=rank, world_size=world_size
         )
         return
-    steps_per_epoch, share = len(images) // batch_size, batch_size // world_size
+    steps_per_epoch = len(images) // batch_size
     epoch = -1
     for step in range(start, stop):
         if step // steps_per_epoch != epoch:
