@@ -32,7 +32,7 @@ def naive_losses(
     logits_sample, _ = networks.discriminator(sample, labels)
 
     prior = losses.kl_divergence(mu, log_var)
-    like = losses.reconstruction(features_recon, features_real, batch.x[0].numel())
+    like = losses.feature_reconstruction(features_recon, features_real, batch.x[0].numel())
     fool = losses.generator_loss(logits_recon, logits_sample, kind=config.adversarial)
     catch = losses.discriminator_loss(logits_real, logits_recon, logits_sample)
     return dict(encoder=config.beta * prior + like, decoder=config.gamma * like + fool, discriminator=catch)
@@ -101,10 +101,10 @@ class PythaeStep:
         config = VAEGANConfig(
             input_dim=tuple(x.shape[1:]),
             latent_dim=preset.model.latent_dim,
-            reconstruction_layer=preset.model.feature_layer,
+            reconstruction_layer=preset.model.feature_layers[0],  # pythae has one
             margin=1e9,
         )
-        model = VAEGAN(config, *_as_pythae(networks))
+        model = VAEGAN(config, *as_pythae(networks))
         rates = {
             f"{name}_{key}": value
             for name in networks.present()
@@ -129,7 +129,7 @@ class PythaeStep:
         self.trainer._optimizers_step(output)
 
 
-def _as_pythae(networks: Networks) -> tuple[nn.Module, nn.Module, nn.Module]:
+def as_pythae(networks: Networks) -> tuple[nn.Module, nn.Module, nn.Module]:
     """Encoder, decoder and discriminator behind pythae's interfaces, unconditional."""
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder

@@ -1,0 +1,1 @@
+"""The study of generator recipes behind `benchmarks/quality.py`: a file for each concept."""
