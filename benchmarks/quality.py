@@ -5,6 +5,7 @@
     python benchmarks/quality.py --work W --stage screen                every candidate once, at half the budget
     python benchmarks/quality.py --work W --stage confirm --recipes A B the named ones: four cases, three seeds
     python benchmarks/quality.py --work W --final --recipes small paper by the official test films, at the end
+    python benchmarks/quality.py --work W --ship DIR                    the best model of each case, with its card
     python benchmarks/quality.py --work W --cases normal all            datasets and floors alone
     python benchmarks/quality.py --quick                                all of the machinery on the phantom: under 45 s
 
@@ -22,9 +23,11 @@ from pathlib import Path
 
 from common.measure import conditions
 from quality_study.cases import CASES, ROOT
+from quality_study.goals import SHIPPED
 from quality_study.judge import JudgeSettings
 from quality_study.quick import quick
 from quality_study.recipes import BUDGET, TABLE, load_recipes
+from quality_study.ship import describe_shipped, ship
 from quality_study.study import STAGES, do_job, list_all, planned, prepare, publish, run_missing
 
 from cluster.cli import describe
@@ -62,6 +65,14 @@ def _study(arguments: argparse.Namespace) -> int:
     if arguments.work is None:
         raise UserError("--work is missing: the folder of datasets, models and records, for instance runs/quality")
     reference = "test" if arguments.final else "val"
+    if arguments.ship:
+        runs = planned(
+            recipes, arguments.work, names=arguments.recipes or [SHIPPED], cases=arguments.cases or CASES,
+            seeds=arguments.seeds or range(10), images=arguments.images, reference=reference,
+        )  # fmt: skip
+        for folder in ship(runs, arguments.work, arguments.ship):
+            print(describe_shipped(folder))
+        return 0
     print("; ".join(f"{name}: {value}" for name, value in conditions().items()), flush=True)
     runs = planned(
         recipes, arguments.work, stages=arguments.stage, names=arguments.recipes, cases=arguments.cases,
@@ -87,6 +98,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help=f"seen in training (default {BUDGET}, half of it in the screen)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
     parser.add_argument("--final", action="store_true", help="judge by the official test films instead of validation")
+    parser.add_argument("--ship", type=Path, help="registry for the best model of each case, of seeds 0 to 9")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of quality.json and quality.md")
     parser.add_argument("--table", type=Path, default=TABLE, help="the recipes")
     parser.add_argument("--list", action="store_true", help="recipes and cases")

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from cluster.errors import UserError
+from cluster.storage import atomic_file
 from downstream.arms import nested_subset
+from vaegan.importers.base import ColumnsConfig
 from vaegan.phantom import PhantomConfig
 from vaegan.preparation.config import PrepareConfig
 from vaegan.preparation.pipeline import prepare
@@ -23,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SUBSET_SEED = 0
 """Which patients a small case holds: the same for every recipe and every seed, which vary the training alone."""
 PHANTOM = "phantom"
+FINDINGS = ("PNEUMONIA", "CALLED_NORMAL")
+"""Of the NIH films: what reports say, and what radiologists said who looked again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Case:
     words: str
     """For tables."""
     source: str
-    """Folder of `$AUGRAY_SHARED/data`, or `PHANTOM`."""
+    """Folder of `$AUGRAY_SHARED/data`, `NIH_FINDINGS`, or `PHANTOM`."""
     size: int = 64
     """Pixels."""
     classes: tuple[str, ...] = ()
@@ -52,6 +59,8 @@ class Case:
 
 
 KERMANY = "kermany_cxr_224"
+NIH = "nih_cxr_1000_256"
+NIH_FINDINGS = f"{NIH}+findings"
 CASES = {
     case.name: case
     for case in (
@@ -69,7 +78,11 @@ CASES = {
         Case(name="all128", words="both classes at 128 px", source=KERMANY, size=128),
         Case(
             name="nih128", words="films of adults at 128 px, No Finding or Pneumonia",
-            source="nih_cxr_1000_256", size=128,
+            source=NIH, size=128,
+        ),
+        Case(
+            name="nih-findings", words="films of adults at 128 px, two findings that may be together",
+            source=NIH_FINDINGS, size=128,
         ),
         Case(name="phantom", words="the phantom at 32 px, for --quick", source=PHANTOM, size=32),
     )
@@ -167,10 +180,31 @@ def _prepare_config(case: Case, out: Path) -> PrepareConfig:
     common = PrepareConfig(out=out, size=case.size, val="carve", fractions=(0.7, 0.15, 0.15), num_workers=1)
     if case.source == PHANTOM:
         return replace(common, source="phantom", phantom=PhantomConfig(patients=220), val="auto")
-    images = shared_folder() / "data" / case.source
+    folder = case.source.partition("+")[0]
+    images = shared_folder() / "data" / folder
     if not images.is_dir():
-        raise UserError(f"{case.name}: no {images}: set AUGRAY_SHARED to the folder that has data/{case.source}")
+        raise UserError(f"{case.name}: no {images}: set AUGRAY_SHARED to the folder that has data/{folder}")
+    if case.source == NIH_FINDINGS:
+        images = _with_findings(images, out.with_name(f"{out.name}_films"))
+        return replace(common, images=images, columns=ColumnsConfig(findings=FINDINGS))
     return replace(common, images=images)
+
+
+def _with_findings(images: Path, out: Path) -> Path:
+    """The NIH films with `FINDINGS` in place of their label, as a Parquet file for the importer; its folder.
+
+    The label was mined from reports, and for some films it is known that radiologists called them normal: that is a
+    second finding, with and without the first.
+    """
+    films = ds.dataset(images, format="parquet").to_table()
+    found = (pc.equal(films["label_name"], "PNEUMONIA"), pc.fill_null(pc.equal(films["rsna_says"], "normal"), False))
+    films = films.drop_columns(["label", "label_name", "rsna_says"])
+    for name, column in zip(FINDINGS, found, strict=True):
+        films = films.append_column(name, pc.cast(column, "int8"))
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(out / "films.parquet") as temporary:
+        pq.write_table(films, temporary)
+    return out
 
 
 def _columns(case: Case, classes: tuple[str, ...]) -> list[int]:

@@ -21,9 +21,11 @@ from quality_study.recipes import BUDGET, Recipe, load_recipes
 from quality_study.records import Record, merge, read_records
 from quality_study.report import render
 from quality_study.runs import Run, execute
+from quality_study.ship import ship
 from quality_study.study import child_of, planned, publish, run_missing
 from quality_study.summary import Estimate, paired
-from vaegan.checkpoint import checkpoints, read_info
+from vaegan.checkpoint import checkpoints, read_card, read_info
+from vaegan.registry import Registry
 
 IMAGES = 960
 JUDGE = JudgeSettings(num_synthetic=64, classifier_steps=10, without_weights=True)
@@ -138,6 +140,12 @@ def _check_study(folder: Path) -> None:
     changed = _plan(_recipes(folder, mended), work)
     assert not changed[2].is_done(work)
     assert changed[2].digest != runs[2].digest
+
+    shipped = ship(runs, work, folder / "models")
+    assert [path.parent.name for path in shipped] == ["phantom", "phantom"], shipped
+    assert "| copies of training films | " in read_card(shipped[0])
+    assert ship(runs, work, folder / "models") == shipped, "the same command again changes nothing"
+    assert Registry(folder / "models").resolve("phantom", shipped[0].name).path == shipped[0]
 
     publish(recipes, work, folder / "results")
     page, _ = render(read_json(folder / "results" / "quality.json")["records"], recipes)
