@@ -34,7 +34,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from cluster.errors import UserError
-from vaegan.splits import strata
+from vaegan.splits import strata, stratified_position
 
 Arm = Literal[
     "real", "class_weights", "duplicate_real", "classical", "synthetic", "classical_synthetic", "synthetic_only"
@@ -72,22 +72,6 @@ class TrainingRows:
         return len(np.unique(self.real))
 
 
-def nested_subset(labels: np.ndarray, patients: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Rows of a random `fraction` of the patients, in the data's order.
-
-    A smaller fraction's rows are among those of a larger one with the same seed. Stratified by each patient's rarest
-    class.
-
-    Args:
-        labels: multi-hot (N, K). patients: (N,) ids.
-    """
-    _, patient_of = np.unique(patients.astype(str), return_inverse=True)
-    union = np.zeros((patient_of.max() + 1, labels.shape[1]), np.uint8)
-    np.maximum.at(union, patient_of, labels)
-    position = _stratified_position(strata(union), np.random.default_rng(seed))
-    return np.flatnonzero(position[patient_of] < fraction)
-
-
 def extra_rows(labels: np.ndarray, num: int, classes: ExtraClasses, seed: int) -> np.ndarray:
     """Rows of the real subset whose labels the extra rows take; repeats, once all are used up, are as even as can be.
 
@@ -101,17 +85,8 @@ def extra_rows(labels: np.ndarray, num: int, classes: ExtraClasses, seed: int) -
         _, kind = np.unique(labels, axis=0, return_inverse=True)
         kinds = [rng.permutation(np.flatnonzero(kind.ravel() == k)) for k in range(kind.max() + 1)]
         return np.array([kinds[i % len(kinds)][i // len(kinds) % len(kinds[i % len(kinds)])] for i in range(num)], int)
-    rounds = [np.argsort(_stratified_position(strata(labels), rng)) for _ in range(-(-num // len(labels)))]
+    rounds = [np.argsort(stratified_position(strata(labels), rng)) for _ in range(-(-num // len(labels)))]
     return np.concatenate([np.empty(0, int), *rounds])[:num]
-
-
-def _stratified_position(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A number in [0, 1) for each row, (N,): those below any f are a share f of every stratum, rounded at random."""
-    position = np.empty(len(stratum))
-    for value in np.unique(stratum):
-        rows = rng.permutation(np.flatnonzero(stratum == value))
-        position[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    return position
 
 
 def matching_rows(pool_labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -98,11 +98,11 @@ def _manifest(study: Study, table: pa.Table, started_s: float) -> dict[str, Any]
             "channels": about.channels,
             "splits": {
                 name: {
-                    "num_images": info.num_images,
-                    "num_patients": info.num_patients,
-                    "per_class": info.per_class,
+                    "num_images": len(images),
+                    "num_patients": len(np.unique(images.patient_id.astype(str))),
+                    "per_class": about.splits[name].per_class,
                 }
-                for name, info in about.splits.items()
+                for name, images in (("train", data.train), ("val", data.val), ("test", data.test))
             },
         },
         "config_sha256": results_sha256(config),

@@ -14,12 +14,13 @@ from cluster import remote
 from cluster.cli import as_dict, parse
 from cluster.errors import UserError
 from cluster.storage import file_sha256, read_json, text_sha256, write_json
-from downstream.arms import extra_rows, nested_subset
+from downstream.arms import extra_rows
 from downstream.plan import AblateConfig, Cell, Folder, Generator, check_same, plan_cells, plan_generators
 from downstream.tasks import Data, held_out_hashes, training_images
 from vaegan.metrics.features import make_extractor, split_spec, weights_file
 from vaegan.recipe import Recipe
 from vaegan.shards import dataset_sha256, read_manifest, read_split
+from vaegan.splits import nested_subset
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,8 @@ def _check_ready(config: AblateConfig, data: Data, held_out: dict[str, str]) -> 
                 f"{config.synthetic} has {name} {getattr(there, name)} and {config.data} has {getattr(want, name)}: "
                 "expected the same; sample from a generator that was trained on this dataset"
             )
+    if count := there.splits["train"].num_unlabelled if "train" in there.splits else 0:
+        raise UserError(f"{config.synthetic} has {count} images without a label: expected one for each synthetic image")
     training_images(read_split(config.synthetic, "train"), held_out)
 
 

@@ -54,15 +54,18 @@ class Data:
 
     @classmethod
     def read(cls, path: Path) -> Data:
-        """Read all splits.
+        """Read all splits, without images that nobody labelled: a classifier neither learns from them nor is judged.
 
         Raises:
-            UserError: it isn't a dataset, lacks a split, or has no classes.
+            UserError: it isn't a dataset, lacks a split (or labelled images in one), or has no classes.
         """
         manifest = read_manifest(path)
         if len(manifest.classes) < 2 and manifest.task == "multiclass":
             raise UserError(f"{path} has {len(manifest.classes)} class: expected at least two to tell apart")
-        splits = [read_split(path, name) for name in ("train", "val", "test")]
+        splits = [read_split(path, name).labelled_only() for name in ("train", "val", "test")]
+        for name, images in zip(("train", "val", "test"), splits, strict=True):
+            if not len(images):
+                raise UserError(f"{path} has no labelled image in {name}: expected some of each class")
         return cls(path, dataset_sha256(path), manifest, *splits)
 
     @property

@@ -14,6 +14,7 @@ _MIXTURE = "The mixture latent source has components fitted to as few as two ima
 
 def card(info: ModelInfo) -> str:
     """The model card, Markdown: what it is, what it saw, what must not be concluded."""
+    labelled = f"{info.num_training_images - info.num_unlabelled} of them labelled, " if info.num_unlabelled else ""
     counts = ", ".join(f"{name} {count}" for name, count in zip(info.classes, info.class_counts, strict=True))
     return f"""# Model card: {info.name}, version {info.version}
 
@@ -22,7 +23,7 @@ def card(info: ModelInfo) -> str:
 | kind | {info.kind}, {info.networks.latent_dim} latent dimensions, width {info.networks.width} |
 | images | {info.size}x{info.size}, {"grey" if info.channels == 1 else "colour"} |
 | classes | {counts or "none: unconditional"} |
-| trained on | {info.num_training_images} images, {info.images_seen} seen in all |
+| trained on | {info.num_training_images} images, {labelled}{info.images_seen} seen in all |
 | checkpoint | {info.chosen or "not recorded"} |
 | begun with | {info.begun_with or "random weights"} |
 | data | sha256 of the images' sorted hashes: `{info.data_sha256}` |
@@ -33,7 +34,7 @@ def card(info: ModelInfo) -> str:
 
 Synthetic images to be added to the training data of a classifier, after an ablation has shown whether that helps on
 the data at hand (`python -m downstream.ablate`).
-
+{_inferred(info)}
 ## Not to be used for
 
 - Diagnosis, teaching of diagnosis, or as evidence of how a disease looks: an image shows what the networks learned of
@@ -41,6 +42,17 @@ the data at hand (`python -m downstream.ablate`).
 - Test or validation data.
 
 {privacy_section(info.privacy)}"""
+
+
+def _inferred(info: ModelInfo) -> str:
+    """What to know of a model that learned from images without a label; nothing of others."""
+    if not info.num_unlabelled:
+        return ""
+    return f"""
+{info.num_unlabelled} training images had no label, or were used as if they had none. What stood for it is what the
+model's own label head took them for, while it learned. How often that is right was not measured here: an image of a
+class may be the worse for it, and so may latent sources, which were fitted to these labels too.
+"""
 
 
 def privacy_section(privacy: dict[str, Any]) -> str:

@@ -144,7 +144,7 @@ class ModelInfo:
     classes: tuple[str, ...]
     """The dataset's classes if the model is conditional, else none."""
     class_counts: tuple[int, ...]
-    """Training images per class."""
+    """Training images per class, of those that have a label."""
     latents: tuple[str, ...]
     """Sources of z: "prior", and those that were fitted to what the encoder makes of training images."""
     images_seen: int
@@ -153,6 +153,8 @@ class ModelInfo:
     """Of the training images' hashes, sorted."""
     chosen: str = ""
     """Which of the run's checkpoints this is, and by what."""
+    num_unlabelled: int = 0
+    """Training images whose labels a conditional model was not told, but inferred."""
     begun_with: str = ""
     """The model whose weights were the run's first ones, and what that had seen; empty for random weights."""
     tensors_sha256: str = ""
@@ -233,7 +235,9 @@ def read_model(folder: Path) -> tuple[Networks, dict[str, LatentSource], ModelIn
             "it was changed or cut short; copy or export the model again"
         )
     tensors = _load(folder / MODEL, "model")
-    networks = Networks(info.networks, size=info.size, channels=info.channels, num_classes=len(info.classes))
+    networks = Networks(
+        info.networks, size=info.size, channels=info.channels, num_classes=len(info.classes), task=info.task
+    )
     of_sources = {name: tensors.pop(name).numpy() for name in latents.of_sources(tensors)}
     try:
         networks.load_state_dict(tensors)

@@ -259,7 +259,8 @@ def _extractors(
     """Those that were asked for; by default those that need no file and, of these, not `domain` with a single class."""
     kinds = dict(files)
     if not kinds:
-        two_classes = bool(real.labels.shape[1]) and bool(np.ptp(real.labels, axis=0).any())
+        labels = real.labels[real.has_label]
+        two_classes = bool(labels.size) and bool(np.ptp(labels, axis=0).any())
         kinds = dict.fromkeys(kind for kind in WITHOUT_FILE if two_classes or kind != "domain")
     made = []
     for kind, path in kinds.items():
@@ -271,8 +272,9 @@ def _extractors(
 
 def _domain_options(real: ImageSource) -> dict[str, Any]:
     """Real images for the domain extractor, drawn where there are very many; and whether their classes exclude."""
-    images = real.images(draw_rows(len(real), MAX_DOMAIN_IMAGES, np.random.default_rng(0)))
-    exclusive = bool((real.labels.sum(axis=1) == 1).all())
+    known = np.flatnonzero(real.has_label)
+    images = real.images(known[draw_rows(len(known), MAX_DOMAIN_IMAGES, np.random.default_rng(0))])
+    exclusive = bool((real.labels[known].sum(axis=1) == 1).all())
     return {"real_train": images, "task": "multiclass" if exclusive else "multilabel"}
 
 

@@ -22,15 +22,26 @@ from vaegan.latents import LatentsConfig, LatentSource, Posterior, SourceName, f
 from vaegan.latents.fit import groups_of
 from vaegan.networks import Networks
 from vaegan.optimizers import DecoderAverage, Optimizers
-from vaegan.reading import ReadingConfig, TrainingImages, files_sha256, open_split, pixel_blocks
+from vaegan.reading import (
+    ReadingConfig,
+    TrainingImages,
+    files_sha256,
+    num_unlabelled,
+    open_split,
+    pixel_blocks,
+    with_labelled,
+)
 from vaegan.recipe import Recipe
 from vaegan.sampler import CHUNK, Sampler
-from vaegan.shards import Manifest, read_manifest
+from vaegan.shards import Images, Manifest, read_manifest
+from vaegan.splits import nested_subset
 
 MAX_ENCODED = 20_000
 """Training images of a class, and of all classes, that latent sources are fitted to: evenly spaced ones."""
 BLOCK = 16 * CHUNK
 """Images in memory at a time while they are encoded."""
+LABELLED_SEED = 0
+"""Of the patients whose labels `labelled_fraction` leaves, the same for runs of any seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +82,45 @@ def build(recipe: Recipe, manifest: Manifest) -> Networks:
     """The networks of a recipe for a dataset.
 
     Raises:
-        UserError: images that are not square, or of a size the networks don't take.
+        UserError: images that are not square, or of a size the networks don't take, or a label head without classes.
     """
     if manifest.height != manifest.width:
         raise UserError(f"images of {manifest.height}x{manifest.width}: the networks take squares; prepare with --size")
     try:
         return Networks(
-            recipe.model, size=manifest.height, channels=manifest.channels, num_classes=len(manifest.classes)
-        )
+            recipe.model, size=manifest.height, channels=manifest.channels, num_classes=len(manifest.classes),
+            task=manifest.task,
+        )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def labelled_for(recipe: Recipe, images: TrainingImages, manifest: Manifest) -> TrainingImages:
+    """Training images with the labels that a recipe lets its networks see: all, or those of `labelled_fraction`.
+
+    Raises:
+        UserError: some have no label and the model needs them all, or a class is left without any.
+    """
+    if not recipe.model.conditional:
+        return images
+    if isinstance(images, Images) and num_unlabelled(images):
+        images = with_labelled(images, images.has_label)  # whatever is in memory for a label that nobody gave
+    if recipe.labelled_fraction < 1:
+        rows, labels = np.flatnonzero(images.has_label), images.labels
+        kept = rows[nested_subset(labels[rows], images.patient_id[rows], recipe.labelled_fraction, seed=LABELLED_SEED)]
+        lost = np.flatnonzero(labels.any(axis=0) & ~labels[kept].any(axis=0))
+        if len(lost):
+            raise UserError(
+                f"labelled_fraction {recipe.labelled_fraction:g} leaves {len(kept)} of {len(rows)} labelled images, "
+                f"none of them of class {manifest.classes[lost[0]]}: choose a larger one"
+            )
+        images = with_labelled(images, np.isin(np.arange(len(images)), kept))
+    if (count := num_unlabelled(images)) and not recipe.model.label_head:
+        raise UserError(
+            f"{count} of {len(images)} training images have no label, and a conditional model needs one for each: set "
+            "model.label_head, which infers them, or model.conditional false, or prepare without them"
+        )
+    return images
 
 
 def export(
@@ -104,7 +144,7 @@ def export(
     networks._modules = dict(networks._modules) | {"decoder": average.decoder}
     networks.eval()
     classes = manifest.classes if networks.num_classes else ()
-    labels = images.labels[:, : len(classes)]
+    labels, unlabelled = images.labels[:, : len(classes)], num_unlabelled(images) if classes else 0
     digest = data_sha256(images)
     info = ModelInfo(
         name=name,
@@ -115,6 +155,7 @@ def export(
         task=manifest.task,
         classes=classes,
         class_counts=tuple(map(int, labels.sum(axis=0))),
+        num_unlabelled=unlabelled,
         latents=("prior",),
         images_seen=images_seen,
         num_training_images=len(images),
@@ -122,10 +163,27 @@ def export(
         chosen=chosen,
         begun_with=begun_with,
     )
-    sources = fit_sources(Sampler(networks, {}, info, _device(networks)), images, labels, recipe.latents)
+    sampler = Sampler(networks, {}, info, _device(networks))
+    if unlabelled and recipe.latents.sources:
+        labels = completed_labels(sampler, images)
+    sources = fit_sources(sampler, images, labels, recipe.latents)
     about = provenance(seed=seed, started_s=started_s, inputs={"training images": digest})
     info = replace(info, latents=("prior", *sources), provenance=about)
     export_model(folder, networks, sources, info, card(info))
+
+
+def completed_labels(sampler: Sampler, images: TrainingImages) -> np.ndarray:
+    """Labels of images, and where they have none what the model's label head takes them for: uint8 (N, K).
+
+    Raises:
+        UserError: the model has no label head.
+    """
+    labels = images.labels.copy()
+    missing = np.flatnonzero(~images.has_label)
+    for at in range(0, len(missing), BLOCK):
+        rows = missing[at : at + BLOCK]
+        labels[rows] = sampler.predicted_labels(images.take(rows).pixels)
+    return labels
 
 
 def ancestor(model: Path) -> str:
@@ -206,6 +264,7 @@ def export_checkpoint(config: ExportConfig) -> None:
     recipe = _recipe(settings | ({"latents": {"sources": config.latents}} if config.latents else {}))
     manifest = read_manifest(Path(settings["data"]))
     images = open_split(Path(settings["data"]), "train", ReadingConfig(**settings.get("reading", {})))
+    images = labelled_for(recipe, images, manifest)
     if run_sha256(images) != run["data_sha256"]:
         raise UserError(
             f"{settings['data']} isn't what the run {config.checkpoint.parent} was trained on: its images changed"

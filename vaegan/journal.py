@@ -17,11 +17,11 @@ from vaegan.images import encode_png, grid
 from vaegan.latents import prior
 from vaegan.networks import Networks
 from vaegan.optimizers import DecoderAverage
-from vaegan.reading import TrainingImages, first_of_each_class
+from vaegan.reading import TrainingImages, first_of_each_class, marked_labels
 from vaegan.recipe import TrainConfig
 from vaegan.runs import model_folder, settings
 from vaegan.shards import Manifest
-from vaegan.tensors import to_pixels, to_tensor
+from vaegan.tensors import to_labels, to_pixels, to_tensor
 from vaegan.tracking import Tracker
 from vaegan.watchdog import Fault
 
@@ -107,8 +107,9 @@ class Journal:
         labels = networks.condition(torch.from_numpy(self.labels).float().to(device))
         self._picture("samples", grid(to_pixels(decoder(z, labels)), self.columns), seen)
         if networks.encoder is not None:
-            labels = networks.condition(torch.from_numpy(self.examples.labels).float().to(device))
-            mu, _ = networks.encoder(to_tensor(self.examples.pixels, device), labels)
+            x = to_tensor(self.examples.pixels, device)
+            labels = networks.complete(x, to_labels(marked_labels(self.examples), device))
+            mu, _ = networks.encoder(x, labels)
             pairs = np.concatenate([self.examples.pixels, to_pixels(decoder(mu, labels))])
             self._picture("reconstructions", grid(pairs, len(self.examples)), seen)
             self._latents(networks, device, seen)
@@ -119,8 +120,8 @@ class Journal:
         parts = []
         for start in range(0, len(self.encoded), BATCH):
             some = self.encoded.take(np.arange(start, min(start + BATCH, len(self.encoded))))
-            labels = networks.condition(torch.from_numpy(some.labels).float().to(device))
-            parts.append(networks.encoder(to_tensor(some.pixels, device), labels))
+            x = to_tensor(some.pixels, device)
+            parts.append(networks.encoder(x, networks.complete(x, to_labels(marked_labels(some), device))))
         mu, log_var = (torch.cat(part) for part in zip(*parts, strict=True))
         if not (mu.isfinite().all() and log_var.isfinite().all()):
             return
@@ -128,6 +129,7 @@ class Journal:
         self.board.add_histogram("latents/standard_deviation", (0.5 * log_var).exp().flatten(), seen)
         classes = [" + ".join(c for c, on in zip(self.manifest.classes, row, strict=True) if on) or "none"
                    for row in self.encoded.labels]  # fmt: skip
+        classes = [name if known else "no label" for name, known in zip(classes, self.encoded.has_label, strict=True)]
         self.board.add_embedding(mu, metadata=classes, global_step=seen, tag="latents")
 
     def _picture(self, name: str, sheet: np.ndarray, seen: int) -> None:

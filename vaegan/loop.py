@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,15 +27,15 @@ from vaegan.checkpoint import (
     write_state,
 )
 from vaegan.collectives import average_over_workers, broadcast_number
-from vaegan.export import ancestor, build, export
+from vaegan.export import ancestor, build, export, labelled_for
 from vaegan.journal import Journal
 from vaegan.optimizers import DecoderAverage, Optimizers
-from vaegan.reading import TrainingImages, check_balance, open_split, shuffled
+from vaegan.reading import TrainingImages, check_balance, num_unlabelled, open_split, shuffled
 from vaegan.recipe import TrainConfig, choose_dtype
 from vaegan.runs import Run, SoloRun, TrainingFailedError, check_run, locked, model_folder, settings, tidy
 from vaegan.shards import Manifest, read_manifest
 from vaegan.steps import Batch
-from vaegan.tensors import to_device, to_tensor
+from vaegan.tensors import to_labels, to_tensor
 from vaegan.validation import Validation
 from vaegan.watchdog import Fault, Memory, Watchdog
 
@@ -65,11 +64,12 @@ def train_loop(
         The model folder.
 
     Raises:
-        UserError: see `check_run` and `check_balance`; or the run failed (`TrainingFailedError`).
+        UserError: see `check_run`, `check_balance` and `labelled_for`; or the run failed (`TrainingFailedError`).
     """
     started_s = time.time()
     manifest = read_manifest(config.data)
     images = open_split(config.data, "train", config.reading) if images is None else images
+    images = labelled_for(config, images, manifest)
     if config.balance_classes:
         check_balance(images)
     run = SoloRun(config.run_dir, config.keep_checkpoints) if run is None else run
@@ -287,7 +287,10 @@ def _validation(config: TrainConfig, manifest: Manifest) -> Validation | None:
     if config.validation.metric == "none" or "val" not in manifest.splits:
         return None
     images = open_split(config.data, "val", config.reading)
-    return Validation(config.validation, images) if len(images) else None
+    needs_labels = config.model.conditional and not config.model.label_head
+    if len(images) == (num_unlabelled(images) if needs_labels else 0):
+        return None
+    return Validation(config.validation, images, labelled_only=needs_labels)
 
 
 def _advance(
@@ -394,7 +397,10 @@ def _export(training: Training, images: TrainingImages, manifest: Manifest, star
 def batches(
     images: TrainingImages, config: TrainConfig, seen: int, run: Run
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """This worker's part of every batch from image `seen` on: x (N, C, H, W) and labels (N, K); see `shuffled`."""
+    """This worker's part of every batch from image `seen` on: x (N, C, H, W) and labels (N, K); see `shuffled`.
+
+    Labels are NaN in rows without one.
+    """
     rows = shuffled(
         images, seed=config.seed, batch_size=config.batch_size,
         start=seen // config.batch_size, stop=config.total_images // config.batch_size,
@@ -403,7 +409,7 @@ def batches(
     with closing(rows):
         for pixels, labels in rows:
             x = to_tensor(pixels, run.device).contiguous(memory_format=torch.channels_last)
-            yield x, to_device(torch.from_numpy(labels.astype(np.float32)), run.device)
+            yield x, to_labels(labels, run.device)
 
 
 class Feed:

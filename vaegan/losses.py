@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, relu, softplus
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, relu, softplus
 
 Adversarial = Literal["nonsaturating", "minimax", "hinge", "relativistic"]
 
@@ -39,6 +39,8 @@ class LossConfig:
     """Weight of the pixel error inside L_like, beside that in Dis_l. A `vae` has nothing else and takes 1 for 0."""
     ms_ssim_weight: float = 0.0
     """Weight inside L_like of 1 - MS-SSIM times half the pixels, in the pixel error's unit (Zhao et al. 2017)."""
+    label_weight: float = 1.0
+    """Weight of the label head's cross entropy in the encoder's loss, where model.label_head has it."""
     feature_normalised: bool = False
     """Compare Dis_l's maps by their channels' direction at each place, as LPIPS does (Zhang et al. 2018)."""
     feature_layer_weights: tuple[float, ...] = ()
@@ -65,7 +67,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         for name in (
             "beta", "kl_warmup_images", "free_bits", "gamma", "pixel_weight", "ms_ssim_weight",
-            "feature_matching_weight", "r1_weight", "r2_weight", "consistency_weight",
+            "feature_matching_weight", "r1_weight", "r2_weight", "consistency_weight", "label_weight",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name} is {getattr(self, name)}: expected 0 or more")
@@ -206,6 +208,25 @@ def _gaussian_band(side: int, like: Tensor) -> Tensor:
     weights = torch.exp(-((offsets - WINDOW // 2).to(like.dtype) ** 2) / (2 * SIGMA**2))
     weights = weights * ((offsets >= 0) & (offsets < WINDOW))
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+def label_loss(logits: Tensor, labels: Tensor, task: str) -> Tensor:
+    """Cross entropy of the label head, in nats: Kingma et al. 2014, Eq. 9, whose alpha is `label_weight`.
+
+    Of one class (softmax) or summed over independent ones (sigmoid). The mean is over all rows, with 0 for those
+    without a label: so workers whose parts have unequally many labels do together what one would, and a weight of 1
+    means less the fewer labels there are.
+
+    Args:
+        logits: (N, K). labels: (N, K), NaN in rows without a label.
+        task: "multiclass" or "multilabel".
+    """
+    known = ~labels.isnan()
+    target = torch.where(known, labels, 0.0)
+    if task == "multiclass":
+        return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    each = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return torch.where(known, each, 0.0).sum(dim=1).mean()
 
 
 def discriminator_loss(real: Tensor, *generated: Tensor, kind: Adversarial = "nonsaturating") -> Tensor:

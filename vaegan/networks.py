@@ -45,6 +45,9 @@ class NetworkConfig:
 2018)."""
     modulation: bool = False
     """Scale and shift the decoder's normalised maps by functions of z and labels (Chen et al. 2019)."""
+    label_head: bool = False
+    """Let the encoder infer labels as well, which stand in for those of images that have none (after Kingma et al. 2014
+    and, for GANs, Lucic et al. 2019)."""
     feature_layers: tuple[int, ...] = (3,)
     """Which of the discriminator's stages are Dis_l, counted from 1; L_like is the mean over them."""
     feature_layer: InitVar[int | None] = None
@@ -67,6 +70,13 @@ class NetworkConfig:
             raise ValueError(
                 "model.modulation scales and shifts normalised maps, and model.norm none normalises nothing: "
                 "choose norm group or batch, or leave modulation out"
+            )
+        if self.label_head and self.kind == "gan":
+            raise ValueError("model.label_head is a part of the encoder, and model.kind gan has none")
+        if self.label_head and not self.conditional:
+            raise ValueError(
+                "model.label_head infers labels, which enter no network with model.conditional false: leave it out; "
+                "an unconditional model learns from images without labels as it is"
             )
 
 
@@ -222,10 +232,18 @@ class Encoder(nn.Module):
     Three (at 64 pixels) 5x5 convolutions of stride 2, dense `hidden`, then two dense heads. Labels join the
     flattened maps before the dense layer. With residual blocks the first stage is a 4x4 convolution of stride 2, since
     two at the image's own size cost as much as all the rest.
+
+    The label head, if there is one, is a dense layer from those maps, before labels join, to a logit a class: q(y|x) of
+    Kingma et al. 2014, "Semi-supervised learning with deep generative models" (M2). In place of their sum over all
+    labels of an unlabelled image, which costs a pass for each, the networks take its expectation, soft labels; the GANs
+    of Lucic et al. 2019, "High-fidelity image generation with fewer labels", are trained on inferred labels likewise.
     """
 
-    def __init__(self, config: NetworkConfig, size: int, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, config: NetworkConfig, size: int, channels: int, num_classes: int, task: str = "multiclass"
+    ) -> None:
         super().__init__()
+        self.task = task
         layers: list[nn.Module] = []
         previous = channels
         for i, filters in enumerate(_filters(config.width, size)):
@@ -243,13 +261,35 @@ class Encoder(nn.Module):
         self.dense = nn.Linear(previous * COARSE**2 + num_classes, config.hidden)
         self.mu = nn.Linear(config.hidden, config.latent_dim)
         self.log_var = nn.Linear(config.hidden, config.latent_dim)
+        # last, so that the others begin with the weights that they have without it
+        self.label_head = nn.Linear(previous * COARSE**2, num_classes) if config.label_head else None
 
-    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, H, W) in [-1, 1], labels (N, K) -> mu and log_var, each (N, D), float32."""
+    def forward(self, x: Tensor, labels: Tensor, *, infer: bool = False) -> tuple[Tensor, ...]:
+        """x (N, C, H, W) in [-1, 1], labels (N, K) -> mu and log_var, each (N, D), float32.
+
+        Args:
+            infer: labels may have rows of NaN, which are not known: the label head's probabilities, detached, stand for
+                them. The head's logits (N, K) and those labels (N, K) are then returned as well.
+        """
         maps = self.convolutions(x).flatten(1)
+        found: tuple[Tensor, ...] = ()
+        if infer:
+            assert self.label_head is not None
+            logits = _widened(self.label_head(maps))
+            inferred = (logits.softmax(dim=1) if self.task == "multiclass" else logits.sigmoid()).detach()
+            labels = torch.where(labels.isnan(), inferred.to(labels.dtype), labels)
+            found = logits, labels
         h = torch.relu(self.dense(torch.cat([maps, labels.to(maps.dtype)], dim=1)))
         # beyond e^±10 a variance is numerically 0 or infinite; the bound keeps one bad step from becoming NaN
-        return _widened(self.mu(h)), _widened(self.log_var(h)).clamp(-10, 10)
+        return _widened(self.mu(h)), _widened(self.log_var(h)).clamp(-10, 10), *found
+
+    def predict(self, x: Tensor) -> Tensor:
+        """The label head's decision on images (N, C, H, W), 0 and 1, (N, K): the likeliest class, or all above 1/2."""
+        assert self.label_head is not None
+        logits = _widened(self.label_head(self.convolutions(x).flatten(1)))
+        if self.task == "multiclass":
+            return nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits.dtype)
+        return (logits > 0).to(logits.dtype)
 
 
 class SelfModulation(nn.Module):
@@ -407,12 +447,19 @@ class Discriminator(nn.Module):
 class Networks(nn.Module):
     """The networks of one model; those that its kind lacks are None.
 
+    Args:
+        task: whether an image has exactly one class ("multiclass") or any number; it decides what a label head infers.
+
     Raises:
-        ValueError: an image size other than 32, 64, 128 or 256.
+        ValueError: an image size other than 32, 64, 128 or 256, or a label head without classes.
     """
 
-    def __init__(self, config: NetworkConfig, *, size: int, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, config: NetworkConfig, *, size: int, channels: int, num_classes: int, task: str = "multiclass"
+    ) -> None:
         super().__init__()
+        if config.label_head and not num_classes:
+            raise ValueError("model.label_head infers classes, and the dataset has none: leave it out")
         if size not in SIZES:
             raise ValueError(
                 f"images of {size} pixels: the networks take {', '.join(map(str, SIZES))}; prepare with --size"
@@ -421,7 +468,7 @@ class Networks(nn.Module):
         self.num_classes = num_classes if config.conditional else 0
         shape = (config, size, channels, self.num_classes)
         self.decoder = Decoder(*shape)
-        self.encoder = Encoder(*shape) if config.kind != "gan" else None
+        self.encoder = Encoder(*shape, task) if config.kind != "gan" else None
         self.discriminator = Discriminator(*shape) if config.kind != "vae" else None
 
     def present(self) -> dict[str, nn.Module]:
@@ -432,3 +479,10 @@ class Networks(nn.Module):
     def condition(self, labels: Tensor) -> Tensor:
         """What of the labels (N, K) enters the networks: all of it, or (N, 0) for an unconditional model."""
         return labels[:, : self.num_classes]
+
+    def complete(self, x: Tensor, labels: Tensor) -> Tensor:
+        """`condition` of labels (N, K), with what the label head decides in rows of NaN, which are not known."""
+        labels = self.condition(labels)
+        if self.encoder is None or self.encoder.label_head is None:
+            return labels
+        return torch.where(labels.isnan(), self.encoder.predict(x).to(labels.dtype), labels)

@@ -50,6 +50,10 @@ class Recipe:
     augment_ramp_images: int = 5000
     """Of ADA: images in which that share can go from 0 to 1. The paper's 500,000 are a fiftieth of its runs; here it
     is a fifth of 25,600, since a discriminator needs some hundred steps to answer."""
+    labelled_fraction: float = 1.0
+    """Train as if only this share of the labelled images had labels: those of so many patients, stratified by class,
+    the same for all seeds, and a smaller share's among a larger one's. A conditional model then needs
+    model.label_head."""
     balance_classes: bool = False
     """Draw each class equally often in training, an image of several classes for its rarest one (and those of none as
     one more class). Needs the images in memory."""
@@ -73,10 +77,27 @@ class Recipe:
         if self.augment < 0 or self.average_half_life_images < 0:
             raise ValueError("augment and average_half_life_images: expected 0 or more")
         self._check_augment()
+        self._check_labelled()
         if self.optimizer.warmup_images > self.total_images:
             raise ValueError(
                 f"optimizer.warmup_images is {self.optimizer.warmup_images}, more than total_images "
                 f"({self.total_images}): the learning rates would never be reached"
+            )
+
+    def _check_labelled(self) -> None:
+        fraction = self.labelled_fraction
+        if not 0 < fraction <= 1:
+            raise ValueError(f"labelled_fraction is {fraction}: expected more than 0 and at most 1")
+        if fraction == 1:
+            return
+        if self.model.conditional and not self.model.label_head:
+            raise ValueError(
+                f"labelled_fraction is {fraction}, and a conditional model needs a label for every image: set "
+                "model.label_head, which infers those that are missing"
+            )
+        if self.balance_classes:
+            raise ValueError(
+                f"balance_classes needs the class of every image, and labelled_fraction is {fraction}: leave one out"
             )
 
     def _check_augment(self) -> None:

@@ -265,6 +265,25 @@ class Sampler:
         mu, log_var = encoder(to_tensor(pixels[rows]).to(self.device), self._tensor(labels[rows]))
         return mu[: len(pixels)], log_var[: len(pixels)]
 
+    @torch.inference_mode()
+    def predicted_labels(self, pixels: np.ndarray) -> np.ndarray:
+        """What the encoder's label head takes images uint8 (N, H, W, C) for: multi-hot uint8 (N, K).
+
+        The likeliest class, or all that are likelier than not where an image may have several.
+
+        Raises:
+            UserError: the model has no label head.
+        """
+        encoder = self.networks.encoder
+        if encoder is None or encoder.label_head is None:
+            raise UserError(f"model {self.info.address_prefix} has no label head: train one with model.label_head")
+        found = np.empty((len(pixels), len(self.info.classes)), dtype=np.uint8)
+        for at in range(0, len(pixels), CHUNK):
+            rows = _padded(len(pixels[at : at + CHUNK])) + at
+            labels = encoder.predict(to_tensor(pixels[rows]).to(self.device))
+            found[at : at + CHUNK] = labels.cpu().numpy()[: len(found[at : at + CHUNK])]
+        return found
+
     def reconstruct(self, pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Images decoded again from the means of their posteriors, uint8 (N, H, W, C)."""
         return self.decode(self.encode(pixels, labels)[0], labels)

@@ -36,6 +36,31 @@ def strata(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.where(positive.any(axis=1), order[positive.argmax(axis=1)], labels.shape[1])
 
 
+def nested_subset(labels: np.ndarray, patients: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Rows of a random `fraction` of the patients, in the data's order.
+
+    A smaller fraction's rows are among those of a larger one with the same seed. Stratified by each patient's rarest
+    class.
+
+    Args:
+        labels: multi-hot (N, K). patients: (N,) ids.
+    """
+    _, patient_of = np.unique(patients.astype(str), return_inverse=True)
+    union = np.zeros((patient_of.max() + 1, labels.shape[1]), np.uint8)
+    np.maximum.at(union, patient_of, labels)
+    position = stratified_position(strata(union), np.random.default_rng(seed))
+    return np.flatnonzero(position[patient_of] < fraction)
+
+
+def stratified_position(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A number in [0, 1) for each row, (N,): those below any f are a share f of every stratum, rounded at random."""
+    position = np.empty(len(stratum))
+    for value in np.unique(stratum):
+        rows = rng.permutation(np.flatnonzero(stratum == value))
+        position[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return position
+
+
 def make_split(
     labels: NDArray[np.uint8], groups: NDArray[np.int64], fractions: tuple[float, ...], seed: int
 ) -> NDArray[np.int64]:
@@ -71,6 +96,28 @@ def make_split(
     return part
 
 
+def _deal(
+    labels: NDArray[np.uint8],
+    groups: NDArray[np.int64],
+    labelled: NDArray[np.bool_],
+    fractions: tuple[float, ...],
+    seed: int,
+) -> NDArray[np.int64]:
+    """As `make_split`, of the rows that have a label; those without go where their group is, or else into the first
+    part, since nothing can be tested on them."""
+    if labelled.all():
+        return make_split(labels, groups, fractions, seed)
+    if not labelled.any():
+        raise UserError(
+            "no training image has a label, so that no split can be made of them: bring splits of your own with "
+            "labelled images (train/, val/, test/) and --val keep"
+        )
+    _, group = np.unique(groups, return_inverse=True)
+    part_of = np.zeros(group.max() + 1, dtype=np.int64)
+    part_of[group[labelled]] = make_split(labels[labelled], groups[labelled], fractions, seed)
+    return part_of[group]
+
+
 def _apportion(fractions: tuple[float, ...], folds: int) -> NDArray[np.int64]:
     """Whole folds per part that sum to `folds`: rounded, but one for any share above 0; the first takes the rest."""
     shares = np.array(fractions) / sum(fractions)
@@ -101,6 +148,7 @@ def decide(
     groups: NDArray[np.int64],
     source_split: NDArray[np.int64],
     *,
+    labelled: NDArray[np.bool_] | None = None,
     fractions: tuple[float, float, float],
     val: Val,
     seed: int,
@@ -111,32 +159,45 @@ def decide(
         labels: multi-hot (N, K).
         groups: what must stay together, patients joined by duplicates (N,).
         source_split: index into SPLITS, or NO_SPLIT, (N,).
+        labelled: whether each row has a label, (N,); by default all have. Where splits are made here, rows without one
+            go into train, but for those of groups that others of the group bring elsewhere: shares are of the others.
         fractions: shares of train, val and test; those of val and test are also the shares of train that are carved out
             of it where the source has none.
         val: "auto" carves a validation split out of train if the source's is too small to choose on (fewer than 50
             images or 5 % of train), "carve" always, "keep" never.
     """
+    labelled = np.ones(len(labels), dtype=bool) if labelled is None else labelled
     if (source_split == NO_SPLIT).all():
-        part = make_split(labels, groups, fractions, seed)
-        met = " / ".join(f"{np.mean(part == i):.0%}" for i in range(len(SPLITS)))
-        return Decision(part, "made", [f"Split made here, by patient and stratified by label, seed {seed}: {met}."])
+        part = _deal(labels, groups, labelled, fractions, seed)
+        met = " / ".join(f"{np.mean(part[labelled] == i):.0%}" for i in range(len(SPLITS)))
+        notes = [f"Split made here, by patient and stratified by label, seed {seed}: {met}."]
+        return Decision(part, "made", notes + _where_unlabelled(part[~labelled]))
     counts = np.bincount(source_split, minlength=len(SPLITS))
+    known = np.bincount(source_split[labelled], minlength=len(SPLITS))  # what can be chosen and tested on
     if not counts[0]:
         raise UserError(
             f"the source has no training images ({counts[1]} val, {counts[2]} test): expected some in train; "
             "check the split names (train, val, test)"
         )
     notes = [f"The source's own split was kept: {counts[0]} train, {counts[1]} val, {counts[2]} test."]
-    carve_val = val == "carve" or (val == "auto" and counts[1] < max(MIN_VAL_IMAGES, MIN_VAL_SHARE * counts[0]))
-    shares = (fractions[1] if carve_val else 0.0, fractions[2] if not counts[2] and val != "keep" else 0.0)
+    carve_val = val == "carve" or (val == "auto" and known[1] < max(MIN_VAL_IMAGES, MIN_VAL_SHARE * known[0]))
+    shares = (fractions[1] if carve_val else 0.0, fractions[2] if not known[2] and val != "keep" else 0.0)
     split = source_split.copy()
     if any(shares):
         train = np.flatnonzero(split == 0)
-        part = make_split(labels[train], groups[train], (1 - sum(shares), *shares), seed)
+        part = _deal(labels[train], groups[train], labelled[train], (1 - sum(shares), *shares), seed)
         split[train] = part
         why = "too few to choose anything on" if val == "auto" else "asked for"
         for i in (1, 2):
             if np.any(part == i):
                 own = f"the source's own {counts[i]} stay in it, {why}" if counts[i] else "the source has none"
                 notes.append(f"{np.sum(part == i)} train images were carved out for {SPLITS[i]}, by patient ({own}).")
-    return Decision(split, "source", notes)
+    return Decision(split, "source", notes + _where_unlabelled(split[~labelled]))
+
+
+def _where_unlabelled(split: NDArray[np.int64]) -> list[str]:
+    """A sentence on rows without a label."""
+    if not len(split):
+        return []
+    away = [f"{count} in {name}" for name, count in zip(SPLITS, np.bincount(split, minlength=3), strict=True) if count]
+    return [f"Images without a label: {', '.join(away)}."]

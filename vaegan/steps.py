@@ -21,8 +21,9 @@ from vaegan.tensors import to_device
 class Batch:
     """One worker's share of a step: its images and all of the step's randomness, drawn beforehand.
 
-    x (N, C, H, W) in [-1, 1]; labels (N, K); posterior_noise and prior (N, D), standard normal; recon_draws and
-    sample_draws (N, 9), uniform: what `diff_augment` does to x with its reconstruction, and to prior samples.
+    x (N, C, H, W) in [-1, 1]; labels (N, K), a row of NaN where an image has none, which asks for a label head;
+    posterior_noise and prior (N, D), standard normal; recon_draws and sample_draws (N, 9), uniform: what `diff_augment`
+    does to x with its reconstruction, and to prior samples.
     step (), a whole number on the CPU: which step it is, from 0, for what is done in some of them only.
     """
 
@@ -102,7 +103,7 @@ def train_step(
         kind of image, real_sign (mean sign of the real images' logits), gradient norms, spread_real and spread_sample
         (standard deviation of a pixel over the batch, mean over pixels), and kl_per_dimension (D,); those that the
         model's kind lacks are absent. With their switches: r1, r2 (0 in a step without them), consistency, match, all
-        weighted, ms_ssim of reconstructions, and game_weight, `losses.game_weight`.
+        weighted, ms_ssim of reconstructions, and game_weight, `losses.game_weight`. With a label head: label, its loss.
 
         A relativistic game knows no D of one image: d_real and real_sign are then of the difference between real
         images' logits and samples', d_recon and d_sample of theirs from the real images'.
@@ -134,8 +135,9 @@ class Forward:
     logits: dict[str, Tensor] = field(default_factory=dict)
     """The discriminator's, (N,), of the kinds that play the game."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """prior, like, fool, catch, scalars with their graphs; and with their weights applied, where the configuration has
-    them, r1, r2 and consistency (the discriminator's alone) and match (the decoder's alone)."""
+    """prior, like, fool, catch and, with a label head, label: scalars with their graphs; and with their weights
+    applied, where the configuration has them, r1, r2 and consistency (the discriminator's alone) and match (the
+    decoder's alone)."""
     stats: dict[str, Tensor] = field(default_factory=dict)
     """Figures worth logging, without a graph."""
 
@@ -146,7 +148,12 @@ def forward(networks: Networks, batch: Batch, config: LossConfig, augment: float
     labels = networks.condition(batch.labels)
     latents: dict[str, Tensor] = {}
     if networks.encoder is not None:
-        mu, log_var = networks.encoder(batch.x, labels)
+        infer = networks.config.label_head
+        mu, log_var, *inferred = networks.encoder(batch.x, labels, infer=infer)
+        if infer:
+            logits, complete = inferred
+            done.terms["label"] = losses.label_loss(logits, labels, networks.encoder.task)
+            labels = complete  # from here on for every network, and for samples from the prior
         done.terms["prior"] = losses.kl_divergence(mu, log_var)
         done.stats["kl_per_dimension"] = losses.kl_divergence_per_dimension(mu, log_var)
         if config.free_bits:
@@ -310,9 +317,9 @@ def route_gradients(
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Each network's name and the gradients of its own loss with respect to its own parameters, one after the other.
 
-    encoder: beta L_prior + L_like; decoder: gamma L_like + fooling (and matching); discriminator: catching (and what
-    restrains it: penalties, consistency). A loss reaches no network that does not ask for it: no L_GAN in the encoder,
-    no L_like in the discriminator, no L_prior in the decoder.
+    encoder: beta L_prior + L_like (and its label head's loss); decoder: gamma L_like + fooling (and matching);
+    discriminator: catching (and what restrains it: penalties, consistency). A loss reaches no network that does not ask
+    for it: no L_GAN in the encoder, no L_like in the discriminator, no L_prior in the decoder.
 
     The losses are taken back to the images first. From there the decoder gets all pulls, the encoder L_like's alone.
     """
@@ -326,11 +333,12 @@ def route_gradients(
         like = dict(zip(concerned, found, strict=True))
         prior = done.terms["prior"]
         outputs = [prior, *(done.generated[kind] for kind in like)]
+        slopes = [torch.ones_like(prior) * beta, *like.values()]
+        if "label" in done.terms:
+            outputs.append(done.terms["label"])
+            slopes.append(torch.full_like(prior, config.label_weight))
         # first, since its dense layer has most of all weights: they travel to other workers while the rest goes on
-        yield (
-            "encoder",
-            _gradients(outputs, parameters["encoder"], [torch.ones_like(prior) * beta, *like.values()], keep=True),
-        )
+        yield "encoder", _gradients(outputs, parameters["encoder"], slopes, keep=True)
         gamma = config.gamma if networks.discriminator is not None else 1.0
         pulls |= {kind: gamma * pull for kind, pull in like.items()}
     if networks.discriminator is not None:

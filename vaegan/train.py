@@ -17,8 +17,9 @@ from cluster.cli import run_command
 from cluster.errors import UserError
 from cluster.remote import absolute
 from vaegan.estimate import estimate
+from vaegan.export import labelled_for
 from vaegan.loop import train_loop
-from vaegan.reading import TrainingImages, check_balance, open_split
+from vaegan.reading import TrainingImages, check_balance, num_unlabelled, open_split
 from vaegan.recipe import TrainConfig
 from vaegan.registry import publish
 from vaegan.runs import check_run, locked, model_folder, refuse_old_run
@@ -43,19 +44,23 @@ def train(config: TrainConfig) -> int:
         mlflow=config.mlflow and absolute_uri(config.mlflow),
     )
     images = open_split(config.data, "train", config.reading)
+    manifest = read_manifest(config.data)
+    learned = labelled_for(config, images, manifest)  # what can't be is found here, not by workers
     if config.balance_classes:
         check_balance(images)
     if config.dry_run:
         device = torch.device("cuda" if config.gpu and torch.cuda.is_available() else "cpu")
-        print(estimate(config, read_manifest(config.data), len(images), device).text())
+        print(estimate(config, manifest, len(images), device).text())
         return 0
     if config.resume == "never":
         refuse_old_run(config.run_dir)
     model = train_here_or_with_ray(config, images)
     if config.publish_to is not None:
         model = publish(model, config.publish_to, f"{config.name}/{config.version}").path
-    classes = ", ".join(read_manifest(config.data).classes) if config.model.conditional else "unconditional"
-    print(f"trained on {len(images)} images ({classes}); model:\n{model}")
+    classes = ", ".join(manifest.classes) if config.model.conditional else "unconditional"
+    unlabelled = num_unlabelled(learned) if config.model.conditional else 0
+    known = f", {len(images) - unlabelled} of them labelled" if unlabelled else ""
+    print(f"trained on {len(images)} images{known} ({classes}); model:\n{model}")
     return 0
 
 

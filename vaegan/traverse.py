@@ -55,6 +55,10 @@ def run(config: TraverseConfig) -> int:
     """The command: print a row for each dimension and write the picture."""
     sampler = Sampler.from_model(config.model)
     images = read_split(config.data, config.split)
+    if sampler.info.classes:
+        images = images.labelled_only()
+    if not len(images):
+        raise UserError(f"{config.data} has no labelled image in {config.split}: choose another --split")
     labels = conditioning(sampler.info.classes, images.labels, read_manifest(config.data).classes)
     _check_size(sampler, images, config)
     mu, log_var = sampler.encode(images.pixels, labels)

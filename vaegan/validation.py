@@ -10,8 +10,8 @@ from torch import Tensor
 from vaegan.latents import prior
 from vaegan.metrics.sliced_wasserstein import sliced_wasserstein
 from vaegan.networks import Networks
-from vaegan.reading import TrainingImages
-from vaegan.tensors import to_pixels, to_tensor
+from vaegan.reading import TrainingImages, marked_labels, num_unlabelled
+from vaegan.tensors import to_labels, to_pixels, to_tensor
 
 SEED = 2_000_003
 BATCH = 64  # images through a network at a time
@@ -39,10 +39,13 @@ class ValidationConfig:
 class Validation:
     """A fixed set of validation images and latents, so that values differ by the weights alone."""
 
-    def __init__(self, config: ValidationConfig, images: TrainingImages) -> None:
-        count = min(config.max_images or len(images), len(images))
+    def __init__(self, config: ValidationConfig, images: TrainingImages, *, labelled_only: bool = False) -> None:
+        """Choose the images; only among those with a label, where networks need one and have none to infer it."""
+        rows = np.flatnonzero(images.has_label) if labelled_only and num_unlabelled(images) else np.arange(len(images))
+        count = min(config.max_images or len(rows), len(rows))
         self.metric = config.metric
-        self.images = images.take(np.linspace(0, len(images) - 1, count).round().astype(int))
+        self.images = images.take(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
+        self.labels = marked_labels(self.images)
 
     @torch.inference_mode()
     def value(self, networks: Networks, decoder: torch.nn.Module) -> float:
@@ -51,7 +54,9 @@ class Validation:
         parts = []
         for start in range(0, len(self.images), BATCH):
             rows = np.arange(start, min(start + BATCH, len(self.images)))
-            labels = networks.condition(torch.from_numpy(self.images.labels[rows]).float().to(device))
+            labels = networks.condition(to_labels(self.labels[rows], device))
+            if labels.isnan().any():
+                labels = networks.complete(to_tensor(self.images.pixels[rows], device), labels)
             parts.append(to_pixels(decoder(self._latents(networks, rows, labels, device), labels)))
         made = np.concatenate(parts)
         if self.metric == "reconstruction":

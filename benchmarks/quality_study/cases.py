@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 
 from cluster.errors import UserError
 from cluster.storage import atomic_file
-from downstream.arms import nested_subset
 from vaegan.importers.base import ColumnsConfig
 from vaegan.phantom import PhantomConfig
 from vaegan.preparation.config import PrepareConfig
 from vaegan.preparation.pipeline import prepare
 from vaegan.shards import DatasetWriter, Images, is_dataset, read_manifest, read_split
+from vaegan.splits import nested_subset
 
 ROOT = Path(__file__).resolve().parents[2]
 SUBSET_SEED = 0

@@ -11,7 +11,6 @@ from downstream.arms import (
     classical_augmentation,
     extra_rows,
     matching_rows,
-    nested_subset,
     training_rows,
 )
 
@@ -27,28 +26,6 @@ def labels_and_patients(seed: int = 0, patients: int = 400) -> tuple[np.ndarray,
 
 def counts(labels: np.ndarray) -> list[int]:
     return labels.sum(axis=0).tolist()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_a_smaller_fraction_is_inside_a_larger_one_and_never_cuts_a_patient(seed):
-    labels, patients = labels_and_patients()
-    smaller = nested_subset(labels, patients, 0.05, seed)
-    larger = nested_subset(labels, patients, 0.3, seed)
-    assert set(smaller) < set(larger)
-    assert not set(patients[larger]) & set(np.delete(patients, larger))
-
-
-def test_a_fraction_holds_that_share_of_every_class_and_all_is_all():
-    labels, patients = labels_and_patients()
-    rows = nested_subset(labels, patients, 0.2, seed=0)
-    np.testing.assert_allclose(labels[rows].sum(axis=0) / labels.sum(axis=0), 0.2, atol=0.05)
-    assert nested_subset(labels, patients, 1.0, seed=0).tolist() == list(range(len(labels)))
-
-
-def test_the_seed_decides_the_subset_and_the_order_of_patients_names_does_not_matter():
-    labels, patients = labels_and_patients()
-    first, again, other = (nested_subset(labels, patients, 0.2, seed=s).tolist() for s in (1, 1, 2))
-    assert first == again != other
 
 
 def test_extra_rows_follow_the_real_classes_and_use_every_row_equally_often():

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cluster.errors import UserError
 from downstream.arms import training_rows
 from downstream.fit import FitSettings, fit_and_predict, gather
-from vaegan.shards import Images
+from downstream.tasks import Data
+from vaegan.shards import DatasetWriter, Images
 
 SETTINGS = FitSettings(steps=15, batch_size=16, learning_rate=3e-3)
 
@@ -48,3 +52,27 @@ def test_real_rows_come_first_then_those_of_the_pool():
     assert np.array_equal(pixels[:10], real.pixels)
     assert np.array_equal(pixels[10:], pool.pixels[rows.synthetic])
     assert len(labels) == 20
+
+
+def test_a_classifier_neither_learns_from_images_without_a_label_nor_is_judged_on_them(tmp_path):
+    path = tmp_path / "data"
+    with DatasetWriter(path, task="multiclass", classes="ab", height=32, width=32, channels=1) as writer:
+        writer.allow_unlabelled()
+        for seed, split in enumerate(("train", "val", "test")):
+            writer.add(split, replace(films(30, seed), labelled=np.arange(30) % 3 > 0))
+        writer.finish()
+    data = Data.read(path)
+    for images in (data.train, data.val, data.test):
+        assert len(images) == 20
+        assert (images.labels.sum(axis=1) == 1).all()
+
+
+def test_a_split_of_images_that_nobody_labelled_is_refused(tmp_path):
+    path = tmp_path / "data"
+    with DatasetWriter(path, task="multiclass", classes="ab", height=32, width=32, channels=1) as writer:
+        writer.allow_unlabelled()
+        for seed, split in enumerate(("train", "val", "test")):
+            writer.add(split, replace(films(30, seed), labelled=np.full(30, split != "val")))
+        writer.finish()
+    with pytest.raises(UserError, match="no labelled image in val"):
+        Data.read(path)

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,16 @@ from PIL import Image
 from cluster.errors import UserError
 from vaegan.checkpoint import read_card, read_info
 from vaegan.evaluate import EvaluateConfig, evaluate, main
+from vaegan.evaluation.audit import model_scores
+from vaegan.evaluation.measure import Sets
 from vaegan.loop import train_loop
 from vaegan.metrics.cache import FeatureCache
+from vaegan.metrics.domain import domain_extractor
+from vaegan.metrics.sources import open_source
 from vaegan.registry import Registry, publish
 from vaegan.runs import SoloRun
 from vaegan.sample import SampleConfig, synthesize
+from vaegan.sampler import Sampler
 from vaegan.shards import DatasetWriter, Images, read_split
 
 NAMES = ["frechet_distance", "kernel_distance", "classifier_score", "precision", "recall", "density", "coverage",
@@ -255,3 +261,38 @@ def test_grey_films_saved_in_colour_are_compared_with_grey_ones(datasets, tmp_pa
     of_grey = evaluate(EvaluateConfig(**paths, synthetic=tmp_path / "grey.npy"))
     for a, b in zip(of_colour["numbers"], of_grey["numbers"], strict=True):
         assert a["value"] == pytest.approx(b["value"], rel=1e-3, abs=1e-3)
+
+
+def half_labelled(path, count=60):
+    """Images of which the first half has a label, all of it `right`."""
+    rows = images(count, 5)
+    rows.labels[:] = [0, 1]
+    rows.labelled = np.arange(count) < count // 2
+    with DatasetWriter(path, task="multiclass", classes=("left", "right"), height=32, width=32, channels=1) as writer:
+        writer.allow_unlabelled()
+        writer.add("train", rows)
+        writer.finish()
+    return path
+
+
+def test_images_are_drawn_with_the_labels_that_real_images_have_and_all_are_compared(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("AUGRAY_CACHE", str(tmp_path / "cache"))
+    paths = {"real": half_labelled(tmp_path / "half"), "model": model, "out": tmp_path / "metrics.json"}
+    main(flags(paths, "--count", "40", "--extractors", "gist", "--skip-privacy", "true"))
+    sets = json.loads(paths["out"].read_text())["sets"]
+    assert sets["synthetic"]["classes"] == {"left": 0, "right": 40}
+    assert (sets["real"]["num_images"], sets["real"]["classes"]) == (60, {"left": 0, "right": 30})
+
+
+def test_a_model_that_needs_labels_is_not_asked_how_well_it_knows_images_without_one(model, config, tmp_path):
+    source = open_source(half_labelled(tmp_path / "half"), "train")
+    with pytest.raises(UserError, match=r"30 images of .* have no label"):
+        model_scores(Sampler.from_model(model), Sets(real=source, synthetic=source, held_out=source))
+
+
+def test_the_domain_extractor_learns_from_labelled_images_alone(tmp_path):
+    rows = images(40, 0)
+    rows.labelled = np.arange(40) < 30
+    lies = replace(rows, labels=np.where(rows.labelled[:, None], rows.labels, 1 - rows.labels))
+    first, second = (domain_extractor(each, "multiclass", steps=3) for each in (rows, lies))
+    assert first.weights_sha256 == second.weights_sha256

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -117,3 +118,45 @@ def test_the_dataset_may_be_named_from_within(dataset, monkeypatch):
     assert main(["."]) == 0
     assert (dataset.parent / "data.inspect" / "inspect.html").exists()
     assert read_manifest(dataset).classes == ("left", "right")
+
+
+@pytest.fixture
+def half_labelled(tmp_path):
+    """60 images in train, of which 20 have no label, and two of those are one patient's with a label, or a copy."""
+    path = tmp_path / "half"
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 16, 16, 1), dtype=np.uint8)
+    pixels[45] = pixels[0]
+    names = [f"i{i}" for i in range(60)]
+    patients = ["i1" if i == 46 else name for i, name in enumerate(names)]
+    rows = Images.real(pixels, np.eye(2, dtype=np.uint8)[np.arange(60) % 2], patients, names)
+    rows.labelled = np.arange(60) < 40
+    with DatasetWriter(path, task="multiclass", classes=["a", "b"], height=16, width=16, channels=1) as writer:
+        writer.allow_unlabelled()
+        writer.add("train", rows)
+        writer.finish()
+    return path
+
+
+def test_images_without_a_label_are_counted_and_shown_as_such_and_taken_for_nothing_else(half_labelled, capsys):
+    assert main([str(half_labelled)]) == 0
+    printed = capsys.readouterr().out
+    assert "no label" in printed
+    assert "no finding" not in printed
+    assert "exactly one label" not in printed
+    assert "different labels" not in printed
+    found = inspect(InspectConfig(dataset=half_labelled))
+    assert {(strip.label, strip.total) for strip in found.strips} == {("a", 20), ("b", 20), ("no label", 20)}
+    grey = found.contents.grey["train"]
+    assert dict(zip(grey.names, grey.num_images, strict=True)) == {
+        "all images": 60, "a": 20, "b": 20, "no finding": 0, "no label": 20,
+    }  # fmt: skip
+    assert [(tell.subject, tell.against) for tell in found.tells] == [("b", "a")]
+    assert "no label" in (half_labelled.with_name("half.inspect") / "inspect.html").read_text()
+
+
+def test_a_manifest_that_miscounts_images_without_a_label_is_told_so(half_labelled, capsys):
+    manifest = json.loads((half_labelled / "manifest.json").read_text())
+    del manifest["splits"]["train"]["num_unlabelled"]
+    (half_labelled / "manifest.json").write_text(json.dumps(manifest))
+    assert main([str(half_labelled)]) == 0
+    assert "counts 0 images without a label in train, the files hold 20" in capsys.readouterr().out

@@ -16,12 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.errors import UserError
 from cluster.storage import read_json
 from vaegan.checkpoint import bests, checkpoints
+from vaegan.export import labelled_for
 from vaegan.loop import Training, batches, train_loop
 from vaegan.networks import NetworkConfig
 from vaegan.optimizers import OptimizerConfig, Optimizers
 from vaegan.recipe import Recipe, TrainConfig, choose_dtype
 from vaegan.runs import SoloRun, TrainingFailedError
-from vaegan.shards import read_split
+from vaegan.sampler import Sampler
+from vaegan.shards import read_manifest, read_split
 from vaegan.tensors import to_tensor
 from vaegan.validation import ValidationConfig
 from vaegan.watchdog import WatchdogConfig
@@ -575,3 +577,94 @@ def logged(config, name):
 
 if __name__ == "a worker":  # a child can't import this file by a name, as pytest does not
     work(**globals()["JOB"])
+
+
+def semi(config, name, **changes):
+    """A run whose networks infer the labels of three images of four."""
+    changes = dict(labelled_fraction=0.25) | changes
+    return replace(
+        config, run_dir=config.run_dir.with_name(name), model=replace(config.model, label_head=True), **changes
+    )
+
+
+def test_a_run_that_infers_labels_and_was_killed_ends_bit_equal_to_one_that_was_not(config):
+    whole, broken = semi(config, "whole"), semi(config, "broken")
+    train_loop(whole)
+
+    def kill(line):
+        if line["images"] == 80:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_loop(broken, progress=kill)
+    train_loop(broken)
+    first, second = (state(checkpoints(run.run_dir)[-1]) for run in (whole, broken))
+    assert any("label_head" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_how_many_labels_there_are_changes_what_is_learned_and_is_told_in_the_card(config):
+    some, all_of_them = semi(config, "some"), semi(config, "all", labelled_fraction=1.0)
+    cards, weights = [], []
+    for each in (some, all_of_them):
+        model = train_loop(each)
+        info = read_json(model / "model.json")
+        cards.append((model / "card.md").read_text())
+        weights.append(state(checkpoints(each.run_dir)[-1])["networks.encoder.label_head.weight"])
+        assert sum(info["class_counts"]) + info["num_unlabelled"] == info["num_training_images"] == 48
+    assert not torch.equal(*weights)
+    assert "48 images, 12 of them labelled" in cards[0]
+    assert "was not measured" in cards[0]
+    assert "labelled" not in cards[1]
+
+
+def test_the_same_images_have_labels_whatever_the_seed_and_more_labels_are_more_of_the_same(config):
+    images, manifest = read_split(config.data, "train"), read_manifest(config.data)
+
+    def known(**changes):
+        return set(np.flatnonzero(labelled_for(semi(config, "x", **changes), images, manifest).has_label))
+
+    assert known(seed=1) == known(seed=2)
+    assert known(labelled_fraction=0.1) < known(labelled_fraction=0.5) < set(range(48))
+    patients = images.patient_id[sorted(known())]
+    assert len(set(patients)) * 2 == len(patients)  # all images of a patient
+
+
+def test_what_stands_in_a_row_without_a_label_is_never_looked_at(config):
+    found = []
+    for name, garbage in (("zeros", [0, 0]), ("lies", [1, 0])):
+        images = read_split(config.data, "train")
+        images.labelled = np.arange(48) % 3 == 0
+        images.labels[~images.labelled] = garbage
+        run = semi(config, name, labelled_fraction=1.0)
+        model = train_loop(run, images)
+        found.append(state(checkpoints(run.run_dir)[-1]) | load_file(model / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_images_without_labels_teach_a_head_that_tells_classes_it_was_hardly_told(config):
+    run = semi(
+        config, "learns", labelled_fraction=0.25, total_images=1280, checkpoint_images=640, augment=0.0,
+        loss=replace(config.loss, label_weight=100.0), optimizer=OptimizerConfig(learning_rate=1e-3),
+    )  # fmt: skip
+    sampler = Sampler.from_model(train_loop(run))
+    test = read_split(config.data, "test")
+    assert (sampler.predicted_labels(test.pixels) == test.labels).all()
+    alone = np.concatenate([sampler.predicted_labels(image[None]) for image in test.pixels])
+    assert np.array_equal(alone, sampler.predicted_labels(test.pixels))
+
+
+def test_what_needs_a_label_for_every_image_says_so(config):
+    images = read_split(config.data, "train")
+    images.labelled = np.arange(48) % 3 == 0
+    with pytest.raises(UserError, match=r"32 of 48 training images have no label, .* set model.label_head"):
+        train_loop(config, images)
+    with pytest.raises(ValueError, match=r"labelled_fraction is 0.5, .* set model.label_head"):
+        replace(config, labelled_fraction=0.5)
+    with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
+        replace(config, labelled_fraction=0)
+    with pytest.raises(ValueError, match="balance_classes needs the class of every image"):
+        semi(config, "x", balance_classes=True)
+    with pytest.raises(UserError, match="none of them of class"):
+        train_loop(semi(config, "none", labelled_fraction=0.001), read_split(config.data, "train"))
+    assert train_loop(replace(config, model=replace(config.model, conditional=False)), images)  # takes all as they are

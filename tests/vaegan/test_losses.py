@@ -195,3 +195,24 @@ def test_penalties_at_no_step_and_layers_that_weigh_nothing_are_refused():
     with pytest.raises(ValueError, match=r"loss\.feature_layer_weights are \[0.0, 0.0\]"):
         losses.LossConfig(feature_layer_weights=(0.0, 0.0))
     assert losses.LossConfig(feature_layer_weights=[1.0, 2.0]) == losses.LossConfig(feature_layer_weights=(1.0, 2.0))
+
+
+def test_the_label_loss_is_torchs_cross_entropy_of_labelled_rows_over_the_number_of_all():
+    logits = torch.randn(6, 3)
+    classes = torch.tensor([0, 2, 1, 1, 0, 2])
+    labels = torch.eye(3)[classes]
+    labels[[1, 4]] = torch.nan
+    known = [0, 2, 3, 5]
+    expected = torch.nn.functional.cross_entropy(logits[known], classes[known], reduction="sum") / 6
+    assert losses.label_loss(logits, labels, "multiclass").item() == pytest.approx(expected.item(), rel=1e-6)
+    expected = bce(logits[known], labels[known], reduction="sum") / 6
+    assert losses.label_loss(logits, labels, "multilabel").item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_rows_without_a_label_pull_at_no_logit(task):
+    logits, labels = torch.randn(4, 3, requires_grad=True), torch.eye(3)[[0, 1, 2, 0]]
+    labels[2] = torch.nan
+    losses.label_loss(logits, labels, task).backward()
+    assert logits.grad[[0, 1, 3]].any(dim=1).all()
+    assert not logits.grad[2].any()

@@ -266,3 +266,31 @@ def test_both_kinds_of_blocks_have_about_as_many_parameters(size, width):
     plain, residual = ([sum(p.numel() for p in n.parameters()) for n in kind.present().values()] for kind in kinds)
     assert 0.6 * sum(plain) < sum(residual) < sum(plain)
     assert all(0.5 * few < many < few for few, many in zip(plain, residual, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(kind="gan"), "model.kind gan has none"),
+        (dict(conditional=False), "enter no network with model.conditional false"),
+    ],
+)
+def test_a_label_head_is_refused_where_it_would_be_for_nothing(settings, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig(label_head=True, **settings)
+
+
+def test_a_label_head_needs_classes():
+    with pytest.raises(ValueError, match="infers classes, and the dataset has none"):
+        Networks(NetworkConfig(width=4, label_head=True), size=32, channels=1, num_classes=0)
+
+
+def test_a_label_head_decides_for_one_class_or_for_all_above_a_half_and_only_where_a_label_is_missing():
+    for task in ("multiclass", "multilabel"):
+        networks = Networks(NetworkConfig(width=4, label_head=True), size=32, channels=1, num_classes=3, task=task)
+        with torch.no_grad():
+            networks.encoder.label_head.weight.zero_()
+            networks.encoder.label_head.bias.copy_(torch.tensor([1.0, 2.0, -1.0]))
+        decided = [0.0, 1.0, 0.0] if task == "multiclass" else [1.0, 1.0, 0.0]
+        labels = torch.tensor([[0.0, 0.0, 1.0], [torch.nan] * 3])
+        assert networks.complete(torch.zeros(2, 1, 32, 32), labels).tolist() == [[0.0, 0.0, 1.0], decided]

@@ -266,3 +266,34 @@ def test_kermany_as_it_is_shows_its_traps(shared, tmp_path):
     assert manifest.splits["test"].num_images == np.sum(table["split"] == "test")
     if np.sum(table["split"] == "val") < 50:
         assert any("carved out for val" in note for note in manifest.report["split"]["notes"])
+
+
+def test_images_that_nobody_labelled_are_stored_as_such_and_a_patients_stay_with_hers(folder, films, tmp_path):
+    for i, film in enumerate(films[:16]):  # of four patients who are there, and of four others
+        save(folder / "unknown" / f"p{i // 4 if i < 8 else 90 + i}-u{i}.png", np.roll(film, 5 + i, axis=1))
+    known = config(folder, tmp_path, unlabelled=("unknown",))
+    manifest = prepare(known)
+    found = images_of(tmp_path / "out")
+    assert manifest.classes == ("A", "B")
+    assert sum(info.num_unlabelled for info in manifest.splits.values()) == 16
+    assert sum(sum(info.per_class.values()) for info in manifest.splits.values()) == 80
+    everything = [set(images.patient_id) for images in found.values()]
+    assert sum(map(len, everything)) == len(set.union(*everything))
+    for images in found.values():
+        assert [not labelled for labelled in images.has_label] == ["-u" in name for name in images.image_id]
+        assert not images.labels[~images.has_label].any()
+    strangers = {name for name in found["train"].image_id if "-u" in name and int(name[1:].split("-")[0]) >= 90}
+    assert len(strangers) == 8
+    assert any("16 of 96 images have no label" in note for note in manifest.report["notes"])
+    assert prepare(known) == manifest
+    again = prepare(PrepareConfig(images=tmp_path / "out", out=tmp_path / "again", size=32))
+    assert {s: i.num_unlabelled for s, i in again.splits.items()} == {
+        s: i.num_unlabelled for s, i in manifest.splits.items()
+    }
+
+
+def test_the_label_of_a_copy_conflicts_with_none_that_nobody_gave(folder, films, tmp_path):
+    save(folder / "unknown" / "p0-copy.png", films[0])
+    manifest = prepare(config(folder, tmp_path, unlabelled=("unknown",)))
+    assert manifest.report["duplicates"]["groups_with_conflicting_labels"] == 0
+    assert manifest.report["duplicates"]["groups"] == 1

@@ -22,13 +22,16 @@ from vaegan.reading import (
     ReadingConfig,
     ShardReader,
     first_of_each_class,
+    num_unlabelled,
     open_split,
     order_name,
     rarest_label,
     shuffled,
+    with_labelled,
 )
 from vaegan.sampler import Sampler
 from vaegan.shards import DatasetWriter, Images, read_split
+from vaegan.tensors import UNLABELLED
 
 STREAM = ReadingConfig(memory_gb=0, window_mb=1)
 
@@ -374,3 +377,48 @@ def test_balance_is_refused_in_a_sentence_where_it_can_not_be_had(config, stored
     nameless = replace(numbered(10), labels=np.zeros((10, 0), dtype=np.uint8))
     with pytest.raises(UserError, match="balance_classes needs classes, and the dataset has none"):
         next(shuffled(nameless, seed=0, batch_size=8, start=0, stop=1, balanced=True))
+
+
+@pytest.fixture
+def half_labelled(tmp_path):
+    """As `stored`, every other row without a label."""
+    path = tmp_path / "half"
+    with DatasetWriter(
+        path, task="multiclass", classes="abc", height=4, width=4, channels=1, rows_per_file=60, rows_per_group=7
+    ) as writer:
+        writer.allow_unlabelled()
+        writer.add("train", replace(numbered(1003), labelled=np.arange(1003) % 2 == 0))
+        writer.finish()
+    return path
+
+
+@pytest.mark.parametrize("chosen", ["as stored", "fewer"])
+def test_a_row_without_a_label_is_marked_in_batches_from_memory_and_from_files(half_labelled, chosen):
+    memory, files = read_split(half_labelled, "train"), Small(half_labelled, "train", STREAM)
+    labelled = np.arange(1003) % 2 == 0
+    if chosen == "fewer":
+        labelled = np.arange(1003) % 4 == 0
+        memory, files = with_labelled(memory, labelled), with_labelled(files, labelled)
+    truth = np.where(labelled[:, None], numbered(1003).labels, UNLABELLED)
+    for images in (memory, files):
+        for pixels, labels in shuffled(images, seed=5, batch_size=24, start=0, stop=50):
+            assert np.array_equal(labels, truth[rows_of(pixels)])
+        assert np.array_equal(images.has_label, labelled)
+        assert num_unlabelled(images) == np.sum(~labelled)
+        assert not images.labels[~labelled].any()
+        some = images.take([5, 4, 1000])
+        assert some.has_label.tolist() == labelled[[5, 4, 1000]].tolist()
+        assert not some.labels[~some.has_label].any()
+        firsts = first_of_each_class(images, 3)
+        assert all(labelled[rows].all() for rows in firsts)
+    assert np.array_equal(memory.labels, files.labels)
+    assert np.array_equal(memory.patient_id, files.patient_id)
+
+
+def test_the_order_of_images_does_not_depend_on_who_was_labelled(stored, half_labelled):
+    assert np.array_equal(seen(Small(stored, "train", STREAM)), seen(Small(half_labelled, "train", STREAM)))
+
+
+def test_balance_is_refused_where_some_images_have_no_class_to_balance(half_labelled):
+    with pytest.raises(UserError, match="501 of 1003 have no label"):
+        next(shuffled(read_split(half_labelled, "train"), seed=0, batch_size=8, start=0, stop=1, balanced=True))

@@ -8,13 +8,13 @@ from safetensors.torch import load_file, save_file
 from cluster.errors import UserError
 from cluster.storage import file_sha256, read_json, write_json
 from vaegan.checkpoint import bests, checkpoints, read_info, read_model
-from vaegan.export import ExportConfig, export_checkpoint, fit_sources
+from vaegan.export import ExportConfig, completed_labels, export_checkpoint, fit_sources, labelled_for
 from vaegan.latents import LatentsConfig, uniforms
 from vaegan.loop import train_loop
 from vaegan.registry import Registry, publish
 from vaegan.sample import SampleConfig, synthesize
 from vaegan.sampler import MAX_CANDIDATES, Sampler
-from vaegan.shards import read_split
+from vaegan.shards import read_manifest, read_split
 
 
 @pytest.fixture
@@ -344,3 +344,26 @@ def test_an_unknown_model_is_told_what_there_is(model, tmp_path):
     publish(model, tmp_path / "registry", "chest/1")
     with pytest.raises(UserError, match="no model chest/7 in the registry: it has chest/1"):
         Registry(tmp_path / "registry").resolve("chest", "7")
+
+
+def test_a_model_without_a_label_head_predicts_no_labels(sampler, config):
+    with pytest.raises(UserError, match="has no label head"):
+        sampler.predicted_labels(read_split(config.data, "val").pixels)
+
+
+def test_sources_of_images_without_labels_are_fitted_to_what_the_head_takes_them_for_from_any_checkpoint(
+    config, tmp_path
+):
+    config = replace(config, labelled_fraction=0.25, model=replace(config.model, label_head=True))
+    model = train_loop(config)
+    best = bests(config.run_dir)[-1]
+    export_checkpoint(ExportConfig(checkpoint=best, out=tmp_path / "again"))
+    assert file_sha256(tmp_path / "again" / "model.safetensors") == file_sha256(model / "model.safetensors")
+    sampler, images = Sampler.from_model(model), read_split(config.data, "train")
+    images = labelled_for(config, images, read_manifest(config.data))
+    labels = completed_labels(sampler, images)
+    assert np.array_equal(labels[images.has_label], images.labels[images.has_label])
+    assert (labels.sum(axis=1) == 1).all()
+    fitted = fit_sources(sampler, images, labels, LatentsConfig())["mixture"].tensors()
+    stored = sampler.sources["mixture"].tensors()
+    assert all(np.array_equal(fitted[name], stored[name]) for name in stored)

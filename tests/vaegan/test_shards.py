@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -116,3 +117,40 @@ def test_a_missing_split_and_a_damaged_file_are_named(tmp_path):
     (tmp_path / "d" / "train-00001.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"train-00001\.parquet can't be read"):
         read_split(tmp_path / "d", "train")
+
+
+def some_unlabelled(count: int) -> Images:
+    """Every third row has no label, and something in its place all the same."""
+    return replace(images(count), labelled=np.arange(count) % 3 != 1)
+
+
+def test_rows_without_a_label_come_back_as_such_count_for_no_class_and_hold_zeros(tmp_path):
+    rows = some_unlabelled(10)
+    with writer(tmp_path / "d") as out:
+        out.allow_unlabelled()
+        out.add("train", rows)
+        out.add("test", images(3))
+        manifest = out.finish()
+    back = read_split(tmp_path / "d", "train")
+    assert back.labelled.tolist() == rows.labelled.tolist()
+    assert not back.labels[~rows.labelled].any()
+    assert np.array_equal(back.labels[rows.labelled], rows.labels[rows.labelled])
+    assert manifest.splits["train"].num_unlabelled == 3
+    assert manifest.splits["train"].per_class == {"a": 4, "b": 0, "c": 3}
+    assert manifest == read_manifest(tmp_path / "d")
+    known = back.labelled_only()
+    assert known.labelled is None
+    assert known.image_id.tolist() == back.image_id[rows.labelled].tolist()
+    assert "num_unlabelled" not in json.loads((tmp_path / "d" / "manifest.json").read_text())["splits"]["test"]
+
+
+def test_rows_without_a_label_are_not_written_where_nothing_would_tell_them_from_rows_of_no_finding(tmp_path):
+    out = writer(tmp_path / "d", rows_per_file=2)
+    with out, pytest.raises(ValueError, match="need a schema with a column `labelled`"):
+        out.add("train", some_unlabelled(10))
+
+
+def test_rows_with_and_without_labels_are_joined_and_those_of_a_part_that_says_nothing_are_labelled():
+    joined = Images.concatenate([images(2), some_unlabelled(3)])
+    assert joined.has_label.tolist() == [True, True, True, False, True]
+    assert Images.concatenate([images(2), images(3)]).labelled is None

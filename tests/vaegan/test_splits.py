@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cluster.errors import UserError
-from vaegan.splits import NO_SPLIT, crossing, decide, make_split, strata
+from vaegan.splits import NO_SPLIT, crossing, decide, make_split, nested_subset, strata
 
 FRACTIONS = (0.7, 0.15, 0.15)
 
@@ -52,6 +52,28 @@ def test_too_few_patients_are_told_so():
 def test_strata_follow_the_rarest_finding():
     labels = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], dtype=np.uint8)
     assert list(strata(labels)) == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_smaller_fraction_is_inside_a_larger_one_and_never_cuts_a_patient(seed):
+    labels, patients = cohort(400)
+    smaller = nested_subset(labels, patients, 0.05, seed)
+    larger = nested_subset(labels, patients, 0.3, seed)
+    assert set(smaller) < set(larger)
+    assert not set(patients[larger]) & set(np.delete(patients, larger))
+
+
+def test_a_fraction_holds_that_share_of_every_class_and_all_is_all():
+    labels, patients = cohort(400)
+    rows = nested_subset(labels, patients, 0.2, seed=0)
+    np.testing.assert_allclose(labels[rows].sum(axis=0) / labels.sum(axis=0), 0.2, atol=0.05)
+    assert nested_subset(labels, patients, 1.0, seed=0).tolist() == list(range(len(labels)))
+
+
+def test_the_seed_decides_the_subset_and_the_order_of_patients_names_does_not_matter():
+    labels, patients = cohort(400)
+    first, again, other = (nested_subset(labels, patients, 0.2, seed=s).tolist() for s in (1, 1, 2))
+    assert first == again != other
 
 
 def test_crossing_names_the_row_in_the_later_split_and_spares_test():
@@ -142,3 +164,37 @@ def test_labels_are_spread_where_each_patient_has_several_findings():
     rare = labels[:, 3] == 1
     assert set(split[rare]) == {0, 1, 2}
     assert np.mean(split[rare] == 0) == pytest.approx(0.7, abs=0.15)
+
+
+def test_images_without_a_label_go_into_train_but_with_their_patients_and_move_no_other():
+    labels, patients = cohort(100)
+    plain = settle(labels, patients, np.full(len(labels), NO_SPLIT)).split
+    known = np.arange(len(labels) + 40) < len(labels)  # 20 of strangers, 20 of patients who are there already
+    more = np.concatenate([patients, np.arange(20) + 1000, patients[:20]])
+    nothing = np.zeros((40, labels.shape[1]), dtype=np.uint8)
+    decision = decide(
+        np.concatenate([labels, nothing]), more, np.full(len(more), NO_SPLIT),
+        labelled=known, fractions=FRACTIONS, val="auto", seed=0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(decision.split[known], plain)
+    assert (decision.split[len(labels) : len(labels) + 20] == 0).all()
+    assert all(len(set(decision.split[more == p])) == 1 for p in np.unique(more))
+    assert "Images without a label" in decision.notes[-1]
+
+
+def test_a_validation_split_of_images_without_labels_is_too_small_to_choose_on():
+    labels, patients = cohort(400)
+    before = source_split(labels, patients, 80)
+    decision = decide(
+        labels, patients, before, labelled=before != 1, fractions=FRACTIONS, val="auto", seed=0
+    )  # fmt: skip
+    assert np.sum((decision.split == 1) & (before == 0)) > 20
+
+
+def test_no_split_is_made_of_images_that_nobody_labelled():
+    labels, patients = cohort(30)
+    with pytest.raises(UserError, match="no training image has a label"):
+        decide(
+            labels, patients, np.full(len(labels), NO_SPLIT),
+            labelled=np.zeros(len(labels), dtype=bool), fractions=FRACTIONS, val="auto", seed=0,
+        )  # fmt: skip

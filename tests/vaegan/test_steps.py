@@ -224,6 +224,8 @@ def trained(settings: dict, rank: int, size: int) -> dict[str, np.ndarray]:
     for step in range(STEPS):
         drawn = batch(share, step, rank, size)
         drawn = Batch(**{name: getattr(drawn, name).to(dtype) for name in drawn.__dataclass_fields__})
+        if network.get("label_head"):  # every fourth row has a label: not equally many of each worker's
+            drawn.labels[(rank * share + torch.arange(share)) % 4 != 0] = torch.nan
         train_step(networks, optimizers, drawn, settings["loss"], beta=1.0, augment=0.5)
         average.update(networks.decoder, (step + 1) * ALL_ROWS, ALL_ROWS)
     found = networks.state_dict() | {f"average.{n}": v for n, v in average.decoder.state_dict().items()}
@@ -282,8 +284,9 @@ NAMES = [f"{name}-{precision}" for name in NETWORKS for precision in PRECISIONS]
         *CASES,
         (dict(feature_layers=(1, 2)), EVERY_SWITCH, "float64"),
         (dict(norm="batch", blocks="residual", modulation=True), LossConfig(), "float64"),
+        (dict(label_head=True), LossConfig(label_weight=3.0), "float64"),
     ],
-    ids=[*NAMES, "every switch-float64", "residual, batch and modulated-float64"],
+    ids=[*NAMES, "every switch-float64", "residual, batch and modulated-float64", "labels of some rows-float64"],
 )
 def test_after_fifty_steps_n_workers_are_where_one_is_with_the_whole_batch_and_equal_each_other(
     network, loss, precision
@@ -301,6 +304,55 @@ def test_after_fifty_steps_n_workers_are_where_one_is_with_the_whole_batch_and_e
         assert max(apart.values()) < tolerance, (size, max(apart, key=apart.__getitem__))
         assert np.median(list(apart.values())) < typical, size
         assert max(moved) > 100 * typical  # else what was compared had hardly left its start
+
+
+def unlabelled(which: list[int], **options) -> Batch:
+    """A batch in which these rows have no label."""
+    found = batch(**options)
+    found.labels[which] = torch.nan
+    return found
+
+
+def test_where_a_label_is_missing_the_heads_probabilities_stand_for_it_in_every_network():
+    networks, config = build(label_head=True), LossConfig()
+    missing = unlabelled([1, 3])
+    _, _, logits, labels = networks.encoder(missing.x, missing.labels, infer=True)
+    assert torch.equal(labels[[0, 2]], missing.labels[[0, 2]])
+    assert torch.equal(labels[[1, 3]], logits.softmax(dim=1)[[1, 3]])
+    told = forward(networks, Batch(**vars(missing) | {"labels": labels.detach()}), config)
+    found = forward(networks, missing, config)
+    for name in ("prior", "like", "fool", "catch"):
+        assert found.terms[name].item() == pytest.approx(told.terms[name].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_a_batch_of_which_no_row_has_a_label_moves_all_but_the_head(task):
+    networks = build(label_head=True)
+    networks.encoder.task = task
+    before = copy.deepcopy(networks.state_dict())
+    figures = train_step(
+        networks, Optimizers(networks, OptimizerConfig()), unlabelled([0, 1, 2, 3]), LossConfig(), beta=1.0
+    )
+    assert figures["label"] == 0
+    assert all(value.isfinite().all() for value in figures.values())
+    for name, value in networks.state_dict().items():
+        if "weight" in name:
+            assert torch.equal(value, before[name]) == ("label_head" in name), name
+
+
+def test_a_label_head_changes_nothing_for_the_encoder_but_by_its_loss():
+    plain, headed = build(), build(label_head=True)
+    headed.load_state_dict(plain.state_dict(), strict=False)
+    other = LossConfig(label_weight=0.0)
+    first, second = (forward(networks, batch(), other) for networks in (plain, headed))
+    a = dict(route_gradients(plain, parameters(plain), first, other, 1.0))["encoder"]
+    b = dict(route_gradients(headed, parameters(headed), second, other, 1.0))["encoder"]
+    assert all(torch.allclose(x, y, rtol=1e-12, atol=0) for x, y in zip(a, b[: len(a)], strict=True))
+    assert not any(gradient.any() for gradient in b[len(a) :])
+    third = forward(headed, batch(), LossConfig(label_weight=2.0))
+    c = dict(route_gradients(headed, parameters(headed), third, LossConfig(label_weight=2.0), 1.0))["encoder"]
+    assert all(gradient.any() for gradient in c[len(a) :])
+    assert not torch.equal(a[0], c[0])
 
 
 def test_one_worker_averages_nothing():

@@ -69,3 +69,27 @@ def test_settings_that_contradict_each_other_are_refused(config):
         Recipe(model=replace(config.model, kind="gan"), validation=ValidationConfig(metric="reconstruction"))
     with pytest.raises(ValueError, match=r"validation\.patience needs a validation\.metric"):
         ValidationConfig(metric="none", patience=2)
+
+
+def half_labelled(config):
+    images = read_split(config.data, "val")
+    return replace(images, labelled=np.arange(len(images)) % 2 == 0)
+
+
+def test_networks_that_can_not_infer_labels_are_compared_on_labelled_images_alone(config, networks):
+    images = half_labelled(config)
+    validation = Validation(ValidationConfig(metric="reconstruction"), images, labelled_only=True)
+    assert validation.images.image_id.tolist() == images.image_id[::2].tolist()
+    assert np.isfinite(validation.value(networks, networks.decoder))
+
+
+def test_whatever_stands_in_a_row_without_a_label_validation_takes_what_the_head_decides(config):
+    torch.manual_seed(0)
+    networks = build(replace(config, model=replace(config.model, label_head=True)), read_manifest(config.data)).eval()
+    values = []
+    for garbage in (0, 1):
+        images = half_labelled(config)
+        images.labels[1::2] = [garbage, 1 - garbage]
+        values.append(Validation(ValidationConfig(metric="reconstruction"), images).value(networks, networks.decoder))
+    assert values[0] == values[1]
+    assert np.isfinite(values[0])

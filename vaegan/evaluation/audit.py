@@ -114,9 +114,7 @@ def model_scores(sampler: Sampler, sets: Sets) -> Scores | None:
     """What the model's own networks say of members and held-out images; None without held-out ones."""
     if sets.held_out is None:
         return None
-    members, held_out = (
-        attack_scores(sampler, _of_model(source, sampler.info)) for source in (sets.real, sets.held_out)
-    )
+    members, held_out = (attack_scores(sampler, _of_model(source, sampler)) for source in (sets.real, sets.held_out))
     return {name: (members[name], held_out[name]) for name in members}
 
 
@@ -166,9 +164,22 @@ def _patients(name: str, source: ImageSource) -> np.ndarray:
     return np.array([str(patient) or f"\0{name} {row}" for row, patient in enumerate(source.patient_id)], dtype=str)
 
 
-def _of_model(source: ImageSource, model: ModelInfo) -> Images:
-    """A source's images with labels over the model's classes."""
-    return replace(source.images(np.arange(len(source))), labels=_labels_over(model.classes, source))
+def _of_model(source: ImageSource, sampler: Sampler) -> Images:
+    """A source's images with labels over the model's classes; where they have none, what its label head says.
+
+    Raises:
+        UserError: it has no label head, which a conditional model then needs.
+    """
+    images = replace(source.images(np.arange(len(source))), labels=_labels_over(sampler.info.classes, source))
+    missing = np.flatnonzero(~images.has_label)
+    if len(missing) and sampler.info.classes:
+        if not sampler.info.networks.label_head:
+            raise UserError(
+                f"{len(missing)} images of {source.name} have no label, and model {sampler.info.address_prefix} needs "
+                "one for each to say how well it knows them: give labelled images, or --skip-privacy"
+            )
+        images.labels[missing] = sampler.predicted_labels(images.pixels[missing])
+    return images
 
 
 def _labels_over(classes: Sequence[str], source: ImageSource) -> np.ndarray:

@@ -27,8 +27,9 @@ class Similarities:
 
 
 def similarities(source: ImageSource, patients: np.ndarray, seed: int) -> Similarities:
-    """MS-SSIM of random pairs of a set: of one class, of two patients, no image twice."""
-    pairs = draw_pairs(source.labels, patients, MAX_PAIRS, seed)
+    """MS-SSIM of random pairs of a set: of one class, of two patients, no image twice, none without a label."""
+    known = np.flatnonzero(source.has_label)
+    pairs = known[draw_pairs(source.labels[known], patients[known], MAX_PAIRS, seed)]
     return Similarities(pairs, pair_similarities(source.pixels, pairs))
 
 

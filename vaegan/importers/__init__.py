@@ -1,5 +1,7 @@
 """Sources of images: one file each, all in `FORMATS`. An importer lists records; `vaegan.preparation` decodes them."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import UserError
@@ -16,6 +18,7 @@ from vaegan.importers import (
     table,
 )
 from vaegan.importers.base import ImportConfig, Record, Source
+from vaegan.importers.labels import NO_LABEL
 
 __all__ = ["FORMATS", "ImportConfig", "Record", "Source", "open_source"]
 
@@ -32,6 +35,10 @@ FORMATS = (
     phantom.FORMAT,
 )
 """In the order in which they are tried: a format that is sure of itself stands before one that takes anything."""
+
+
+UNLABELLED = (NO_LABEL, dicom.NO_ROW, mimic.NO_STUDY)
+"""What is wrong with images that nobody labelled, and nothing else is."""
 
 
 def open_source(config: ImportConfig, name: str = "auto") -> Source:
@@ -51,7 +58,33 @@ def open_source(config: ImportConfig, name: str = "auto") -> Source:
             f"--merge takes datasets of AugRay's, and --images {config.images} is none ({chosen.name}): "
             "prepare each source by itself, then merge the results"
         )
-    return chosen.open(config)
+    source = chosen.open(config)
+    return _with_unlabelled(source, config) if config.unlabelled or config.keep_unlabelled else source
+
+
+def _with_unlabelled(source: Source, config: ImportConfig) -> Source:
+    """The source with `config.unlabelled` no classes any more, and what lacks a label no problem, if so asked."""
+    names = frozenset(config.unlabelled)
+    if unknown := sorted(names.difference(source.classes)):
+        raise UserError(
+            f"--unlabelled is {unknown[0]!r}, and {config.images} has no such class or folder: found "
+            f"{', '.join(source.classes)}"
+        )
+    blank = UNLABELLED if config.keep_unlabelled else ()
+
+    def records() -> Iterator[Record]:
+        for record in source.records():
+            if record.problem in blank:
+                yield dataclasses.replace(record, labels=None, problem=None)
+            elif names.intersection(record.labels or ()):
+                yield dataclasses.replace(record, labels=None)
+            else:
+                yield record
+
+    classes = tuple(name for name in source.classes if name not in names)
+    if not classes:
+        raise UserError(f"--unlabelled names all classes of {config.images}: expected at least one that is left")
+    return dataclasses.replace(source, classes=classes, records=records)
 
 
 def _detect(images: Path | None) -> str:

@@ -85,6 +85,12 @@ class ImportConfig:
     patient_regex: str | None = None
     """Finds the patient in a file's path below --images: its groups joined by "_", or the whole match; "kermany" stands
     for the one of that set, which is recognised. Without it each file counts as a patient of its own."""
+    unlabelled: tuple[str, ...] = ()
+    """Classes that are none: images in a folder of this name, or with this label in a table, count as ones that nobody
+    labelled. A generator learns from them, too; a folder of them may lie beside train/, val/ and test/."""
+    keep_unlabelled: bool = False
+    """Take images without a label (a blank in a table's column, in all of a row's findings, or no row at all in a table
+    of DICOM labels) as unlabelled, instead of rejecting them."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
     dicom: DicomConfig = field(default_factory=DicomConfig)
     radiographs: RadiographConfig = field(default_factory=RadiographConfig)
@@ -106,7 +112,8 @@ class Record:
 
     name: where it is, for people: path or file and row.
     image: a file, a file's bytes, or pixels (H, W) or (H, W, C) of any number type.
-    labels: class names; None where the source gives no label that makes sense, and `problem` says why.
+    labels: class names; None where the source gives no label that makes sense, and `problem` says why; None without a
+        problem is an image that nobody labelled, of which use can be made.
     patient_id: None where the source doesn't say (a DICOM file's own is read with its pixels).
     split: "train", "val", "test" or None.
     problem: why this image can't be used, in words; it becomes a reject.

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import UserError
 from vaegan.importers.base import SPLIT_NAMES, ColumnsConfig
-from vaegan.importers.labels import Findings, Labels, LabelSurvey
+from vaegan.importers.labels import NO_LABEL, Findings, Labels, LabelSurvey
 from vaegan.importers.tabular import MISSING, listed
 
 MAX_ASIDE_VALUES = 20
@@ -139,12 +139,14 @@ class Reader:
     """How rows are read.
 
     splits: the source's names of train, val and test to ours; None where it has no split, as when every row says "all".
+    keep_unlabelled: whether a blank is a row that nobody labelled, also where it could be one of no finding.
     """
 
     columns: Columns
     labels: Labels
     splits: dict[str, str] | None
     notes: tuple[str, ...]
+    keep_unlabelled: bool = False
 
     def rows(self, table: pa.Table) -> Iterator["Row"]:
         """What each row says. `table` has the columns that are used and the asides, as `as_strings` makes them."""
@@ -167,9 +169,10 @@ class Reader:
             strict=False,  # `repeat` has no end
         )
         for _, label, patient_id, split, image_id, group, aside in parts:
-            names, problem = read(label)
-            if self.splits is not None and split not in self.splits:
-                problem = problem or f"unknown split {split!r}"
+            blank = self.keep_unlabelled and _is_blank(label)
+            names, problem = (None, NO_LABEL) if blank else read(label)
+            if self.splits is not None and split not in self.splits and (blank or problem is None):
+                problem = f"unknown split {split!r}"
             yield Row(
                 labels=names,
                 problem=problem,
@@ -191,6 +194,12 @@ class Row(NamedTuple):
     image_id: str | None
     group: str | None
     asides: dict[str, str]
+
+
+def _is_blank(label: Any) -> bool:
+    """Whether a cell, or all cells of a row's findings, say nothing; an empty list says that there is no finding."""
+    cells = label if isinstance(label, tuple) and label else (label,)
+    return all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
 
 
 def _value(value: Any) -> Any:
@@ -223,7 +232,13 @@ class _Survey:
 
 
 def survey(
-    parts: Iterable[pa.Table], names: Sequence[str], columns: Columns, config: ColumnsConfig, where: Path
+    parts: Iterable[pa.Table],
+    names: Sequence[str],
+    columns: Columns,
+    config: ColumnsConfig,
+    where: Path,
+    *,
+    keep_unlabelled: bool = False,
 ) -> Reader:
     """Look through all rows, part by part, for the classes, the splits and the columns that may be asides.
 
@@ -250,7 +265,7 @@ def survey(
     }
     complete = dataclasses.replace(columns, asides=asides, unread=tuple(n for n in others if n not in asides))
     notes = [*columns.notes, *seen.labels.hints(config.separator), *_notes(complete, bool(known))]
-    return Reader(complete, labels, known or None, tuple(notes))
+    return Reader(complete, labels, known or None, tuple(notes), keep_unlabelled)
 
 
 def _notes(columns: Columns, has_split: bool) -> list[str]:

@@ -78,13 +78,16 @@ def _records(folder: Path, manifest: Manifest, name: str, ambiguous: frozenset[s
                 with readable(path):
                     images = from_table(opened.read_row_group(group))
                 given += len(images)
+                has_label = images.has_label
                 for i in range(len(images)):
                     image_id = str(images.image_id[i])
                     yield Record(
                         name=f"{folder.name}/{file} {image_id}",
                         image=images.pixels[i],
                         image_id=f"{name}/{image_id}" if image_id in ambiguous else image_id,
-                        labels=tuple(manifest.classes[k] for k in np.flatnonzero(images.labels[i])),
+                        labels=tuple(manifest.classes[k] for k in np.flatnonzero(images.labels[i]))
+                        if has_label[i]
+                        else None,
                         patient_id=str(images.patient_id[i]),
                         split=split,
                         synthetic=_address(images, i) if images.source[i] == "synthetic" else None,

@@ -92,7 +92,7 @@ def _has_magic(path: Path) -> bool:
 
 
 def _open_with_folders(root: Path, config: ImportConfig) -> Source:
-    folders = class_folders(root)
+    folders = class_folders(root, config.unlabelled)
     files = [(split, label, path) for split, label, folder in folders for path in files_below(root, folder)]
     images = [found for found in files if may_be_dicom(found[2])]
     if not images:
@@ -197,7 +197,7 @@ def _open_with_table(root: Path, config: ImportConfig) -> Source:
     files = [each for each in found if may_be_dicom(each)]
     if not files:
         raise UserError(f"no DICOM files in {root} (found {_counts(found) or 'no files'}); check --images")
-    rows, reader = _read(path, config.columns)
+    rows, reader = _read(path, config.columns, config.keep_unlabelled)
     names = keys.comparable(rows.data.column(reader.columns.image))
     match = keys.match(root, files, names)
     first = first_rows(names)
@@ -243,7 +243,7 @@ def _open_with_table(root: Path, config: ImportConfig) -> Source:
     )
 
 
-def _read(path: Path, wanted: ColumnsConfig) -> tuple[Rows, Reader]:
+def _read(path: Path, wanted: ColumnsConfig, keep_unlabelled: bool) -> tuple[Rows, Reader]:
     present = column_names(path)
     if find_column(present, wanted, "path") is None and wanted.path == ColumnsConfig().path:
         plain = {re.sub(r"[\s_-]+", "", name.lower()): name for name in reversed(present)}
@@ -257,7 +257,7 @@ def _read(path: Path, wanted: ColumnsConfig) -> tuple[Rows, Reader]:
         raise UserError(
             f"column {columns.image!r} of {path} holds no text: expected names of files; see --columns.path"
         )
-    return rows, survey([rows.data], present, columns, wanted, path)
+    return rows, survey([rows.data], present, columns, wanted, path, keep_unlabelled=keep_unlabelled)
 
 
 def _deciding(columns: Columns) -> list[str]:

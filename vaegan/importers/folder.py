@@ -32,7 +32,7 @@ def open_folder(config: ImportConfig) -> Source:
     root = config.images
     if root is None or not root.is_dir():
         raise UserError(f"no folder {root}: expected one with a subfolder of images per class; check --images")
-    folders = class_folders(root)
+    folders = class_folders(root, config.unlabelled)
     files = [(split, label, path) for split, label, folder in folders for path in files_below(root, folder)]
     images = [found for found in files if suffix(found[2]) in SUFFIXES]
     notes = check_found(root, [path for *_, path in files], len(images), SUFFIXES)
@@ -74,8 +74,11 @@ def _lines(values: Iterable[str]) -> str:
     return "".join(f"{value}\n" for value in values)
 
 
-def class_folders(root: Path) -> list[tuple[str | None, str, str]]:
+def class_folders(root: Path, beside: Collection[str] = ()) -> list[tuple[str | None, str, str]]:
     """(split or None, class, path below `root`) of every class folder.
+
+    Args:
+        beside: names of classes that may lie beside the splits, in none of them.
 
     Raises:
         UserError: splits beside other folders, or one level too high.
@@ -87,13 +90,16 @@ def class_folders(root: Path) -> list[tuple[str | None, str, str]]:
         if wrapped:
             raise UserError(f"{root} holds only {top[0]}/, which holds {wrapped[0]}/: use --images {root / top[0]}")
         return [(None, folder, folder) for folder in top]
-    others = [folder for folder in top if folder not in splits]
+    own = [folder for folder in top if folder in beside]
+    others = [folder for folder in top if folder not in splits and folder not in own]
     if others:
         raise UserError(
             f"{root} holds {splits[0]}/ beside {others[0]}/: expected either only splits (train, val, test) "
-            "or only classes at this level; move the other folders away"
+            "or only classes at this level; move the other folders away, or if nobody labelled what is in one, name it "
+            "with --unlabelled"
         )
-    return [(SPLIT_NAMES[s.lower()], label, f"{s}/{label}") for s in splits for label in _folders(root / s)]
+    found = [(SPLIT_NAMES[s.lower()], label, f"{s}/{label}") for s in splits for label in _folders(root / s)]
+    return [*found, *((None, folder, folder) for folder in own)]
 
 
 def _folders(path: Path) -> list[str]:

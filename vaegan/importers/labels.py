@@ -19,6 +19,7 @@ MAX_CLASSES = 1000
 STATES = {"": 0, "0": 0, "0.0": 0, "false": 0, "nan": 0, "1": 1, "1.0": 1, "true": 1, "-1": -1, "-1.0": -1}
 """What a column of findings may say, in lower case, and what it means: not present, present, uncertain."""
 FRACTION = re.compile(r"[+-]?\d*\.\d+")
+NO_LABEL = "no label"
 LINE_BREAK = "a line break in the label, as an unmatched quotation mark makes"
 
 
@@ -53,7 +54,7 @@ class OneLabel:
     def read(self, value: str | None) -> Reading:
         """The row's class; no label is a problem."""
         if value is None or not value.strip():
-            return None, "no label"
+            return None, NO_LABEL
         name = self.names.get(value.strip())
         return ((name,), None) if name is not None else (None, _unknown(value))
 
@@ -73,7 +74,7 @@ class SeparatedLabels:
     def read(self, value: str | None) -> Reading:
         """The row's classes, each once."""
         if value is None or (not value.strip() and not self.blank):
-            return None, "no label"
+            return None, NO_LABEL
         names = _split(value, self.separator)
         found = tuple(name for name in names if not no_finding(name))
         if found and len(found) < len(names):
@@ -92,7 +93,7 @@ class ListedLabels:
     def read(self, value: tuple[str | None, ...] | None) -> Reading:
         """The row's classes, each once."""
         if value is None:
-            return None, "no label"
+            return None, NO_LABEL
         names = tuple(dict.fromkeys(value))
         unknown = [name for name in names if name not in self.classes]
         return (None, _unknown(unknown[0])) if unknown else (tuple(name for name in names if name is not None), None)
@@ -108,7 +109,7 @@ class MultiHot:
     def read(self, value: tuple[str | None, ...] | None) -> Reading:
         """The classes that are 1."""
         if value is None:
-            return None, "no label"
+            return None, NO_LABEL
         if len(value) != len(self.classes) or not set(value) <= {"0", "1"}:
             return None, f"no list of {len(self.classes)} times 0 or 1"
         return tuple(name for name, on in zip(self.classes, value, strict=True) if on == "1"), None

@@ -29,6 +29,7 @@ ASIDES = (VIEW, "PatientOrientationCodeSequence_CodeMeaning")
 """The second says whether the patient stood or lay, which goes with how ill they were."""
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 ROWS_PER_PIECE = 1024
+NO_STUDY = "no labels of its study"
 
 
 def open_mimic(config: ImportConfig) -> Source:
@@ -127,7 +128,7 @@ def _records(
         values = zip(*(column.to_pylist() for column in found.take(np.maximum(at, 0)).columns), strict=True)
         splits = join.split.slice(start, len(piece)).to_pylist() if join.split is not None else [None] * len(piece)
         for i, (row, observed, split) in enumerate(zip(piece.to_pylist(), values, splits, strict=True), start):
-            names, unread = read(observed) if join.study[i] >= 0 else (None, "no labels of its study")
+            names, unread = read(observed) if join.study[i] >= 0 else (None, NO_STUDY)
             path, problem = _path(row)
             yield Record(
                 name=path,

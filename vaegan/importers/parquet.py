@@ -50,7 +50,7 @@ def open_parquet(config: ImportConfig) -> Source:
     ]
     reads = [name for name in reads if name != columns.image]
     parts = (part for file in files for part in _texts(file, reads))
-    reader = survey(parts, schema.names, columns, config.columns, files[0])
+    reader = survey(parts, schema.names, columns, config.columns, files[0], keep_unlabelled=config.keep_unlabelled)
     splits = {} if reader.splits else _splits_by_name(files)
     stems = _stems(files, config.images)
 

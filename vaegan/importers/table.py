@@ -35,7 +35,7 @@ def open_table(config: ImportConfig) -> Source:
     file = _table_file(config)
     rows = read_table(file)
     columns = find_columns(rows.data.column_names, config.columns, "path", file)
-    reader = survey([rows.data], rows.names, columns, config.columns, file)
+    reader = survey([rows.data], rows.names, columns, config.columns, file, keep_unlabelled=config.keep_unlabelled)
     images = _find_images(rows, columns.image)
     if columns.patient_id is None:
         pattern, note = patient_pattern(config.patient_regex, images.paths.to_pylist())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vaegan.duplicates import THUMBNAIL, thumbnail
 from vaegan.images import perceptual_hash, pixel_hash
 from vaegan.inspection.reading import Shard, batches
-from vaegan.shards import Manifest, labels_of, pixels_of
+from vaegan.shards import Manifest, labelled_of, labels_of, pixels_of
 
 MAX_VALUES = 5_000_000_000
 """Pixel values whose grey levels are counted, about a minute's work; of more, every n-th image is taken."""
@@ -25,7 +25,7 @@ DARK = 8
 FLAT = 4.0
 """Standard deviation, in grey levels, below which an image counts as near constant. Kermany's films at 64 pixels have
 19 to 87."""
-ALL, NO_FINDING = "all images", "no finding"
+ALL, NO_FINDING, NO_LABEL = "all images", "no finding", "no label"
 Progress = Callable[[int], object]
 """Called with the number of rows that were read since."""
 
@@ -33,6 +33,8 @@ Progress = Callable[[int], object]
 @dataclass(eq=False)
 class Grey:
     """Grey levels of G groups of one split's images: all of them, those of each class, those of no class.
+
+    Where there are images that nobody labelled, these are one more group, and in no other but that of all.
 
     names: of the groups, (G,).
     num_images: (G,).
@@ -52,15 +54,24 @@ class Grey:
     flat: NDArray[np.int64]
 
     @staticmethod
-    def empty(classes: Sequence[str], shape: tuple[int, int, int]) -> Grey:
-        names = (ALL, *classes, NO_FINDING)
+    def empty(classes: Sequence[str], shape: tuple[int, int, int], *, unlabelled: bool = False) -> Grey:
+        names = (ALL, *classes, NO_FINDING, *([NO_LABEL] if unlabelled else []))
         count = len(names)
         whole = lambda *size: np.zeros((count, *size), np.int64)  # noqa: E731
         return Grey(names, whole(), whole(256), np.zeros((count, *shape)), np.zeros(count), whole(), whole())
 
-    def add(self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Count images (N, H, W, C) with labels (N, K); returns mean, standard deviation and border share, (N, 3)."""
-        member = np.column_stack([np.ones(len(labels)), labels, ~labels.any(axis=1)]).astype(np.float32).T
+    def add(
+        self, pixels: NDArray[np.uint8], labels: NDArray[np.uint8], labelled: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Count images (N, H, W, C) with labels (N, K); returns mean, standard deviation and border share, (N, 3).
+
+        Args:
+            labelled: whether each has a label, (N,); by default all have.
+        """
+        labelled = np.ones(len(labels), bool) if labelled is None else labelled
+        none = labelled & ~labels.any(axis=1)
+        groups = np.column_stack([np.ones(len(labels), np.uint8), labels, none, ~labelled])
+        member = groups.astype(np.float32).T[: len(self.names)]
         grey = to_grey(pixels)
         levels = histograms(grey)
         mean = levels @ np.arange(256) / grey[0].size
@@ -96,7 +107,8 @@ class Rows:
     """What is remembered of each of N images, in the order of the files.
 
     split: index into `splits`, (N,).
-    labels: multi-hot (N, K).
+    labels: multi-hot (N, K), zeros where there is none.
+    labelled: whether somebody labelled it, (N,).
     synthetic: whether no patient's, (N,).
     pixel_hash: 64 hexadecimal digits of SHA-256, bytes (N,).
     perceptual_hash, thumbnails: (N,) and (N, 32, 32), or empty where near copies aren't looked for.
@@ -107,6 +119,7 @@ class Rows:
     classes: tuple[str, ...]
     split: NDArray[np.int8]
     labels: NDArray[np.uint8]
+    labelled: NDArray[np.bool_]
     synthetic: NDArray[np.bool_]
     patient_id: pa.ChunkedArray
     image_id: pa.ChunkedArray
@@ -120,6 +133,8 @@ class Rows:
 
     def label(self, row: int) -> str:
         """Class names of a row, "Mass + Effusion" where there are several."""
+        if not self.labelled[row]:
+            return NO_LABEL
         return label_words([self.classes[k] for k in np.flatnonzero(self.labels[row])])
 
     def name(self, row: int) -> str:
@@ -163,13 +178,15 @@ def read_contents(
     num_rows = sum(shard.num_rows for shard in shards)
     every = max(1, -(-num_rows * int(np.prod(shape)) // max_values))
     rows = _no_rows(num_rows, splits, manifest.classes, near)
-    grey = {split: Grey.empty(manifest.classes, shape) for split in splits}
+    unlabelled = any(shard.marked for shard in shards)
+    grey = {split: Grey.empty(manifest.classes, shape, unlabelled=unlabelled) for split in splits}
     models: Counter[str] = Counter()
     names: dict[str, list[pa.Array]] = {"patient_id": [], "image_id": []}
     at = 0
     for shard, table in batches(shards, manifest):
-        pixels, labels, here = pixels_of(table), labels_of(table), slice(at, at + table.num_rows)
-        rows.split[here], rows.labels[here] = splits.index(shard.split), labels
+        pixels, labelled, here = pixels_of(table), labelled_of(table), slice(at, at + table.num_rows)
+        labels = labels_of(table) * labelled[:, None]
+        rows.split[here], rows.labels[here], rows.labelled[here] = splits.index(shard.split), labels, labelled
         rows.synthetic[here] = np.array(table.column("source").to_pylist()) == "synthetic"
         _remember(rows, here, pixels, near)
         for column, chunks in names.items():
@@ -177,7 +194,7 @@ def read_contents(
         models.update(name for name in table.column("model").to_pylist() if name)
         taken = np.arange(-at % every, table.num_rows, every)
         if len(taken):
-            rows.looks[at + taken] = grey[shard.split].add(pixels[taken], labels[taken])
+            rows.looks[at + taken] = grey[shard.split].add(pixels[taken], labels[taken], labelled[taken])
         at += table.num_rows
         progress(table.num_rows)
     kept = {name: pa.chunked_array(chunks, type=pa.string()).combine_chunks() for name, chunks in names.items()}
@@ -193,6 +210,7 @@ def _no_rows(count: int, splits: tuple[str, ...], classes: tuple[str, ...], near
         classes=classes,
         split=np.zeros(count, np.int8),
         labels=np.zeros((count, len(classes)), np.uint8),
+        labelled=np.ones(count, bool),
         synthetic=np.zeros(count, bool),
         patient_id=nothing,
         image_id=nothing,

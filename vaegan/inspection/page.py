@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment
 
 from vaegan.inspection import plots, words
-from vaegan.inspection.contents import DARK, FLAT, NO_FINDING, Contents, label_words
+from vaegan.inspection.contents import DARK, FLAT, NO_FINDING, NO_LABEL, Contents, label_words
 from vaegan.inspection.pictures import (
     Pair,
     Side,
@@ -120,12 +120,16 @@ def _across(found: Inspection) -> list[Plot]:
 
 # --------------------------------------------------------------------------------------------------------------- tables
 def balance(contents: Contents) -> list[tuple[str, list[Share]]]:
-    """Each class, and images without a finding, with its count and share in every split."""
+    """Each class, images without a finding and those without a label, with count and share in every split."""
     rows = contents.rows
     masks = [(rows.split == s) for s in range(len(rows.splits))]
     found = [(name, [_share(rows.labels[mask, k]) for mask in masks]) for k, name in enumerate(rows.classes)]
-    none = [_share(~rows.labels[mask].any(axis=1)) for mask in masks]
-    return [*found, (NO_FINDING, none)] if rows.classes and any(each.count for each in none) else found
+    none = [_share((rows.labelled & ~rows.labels.any(axis=1))[mask]) for mask in masks]
+    if rows.classes and any(each.count for each in none):
+        found.append((NO_FINDING, none))
+    if not rows.labelled.all():
+        found.append((NO_LABEL, [_share(~rows.labelled[mask]) for mask in masks]))
+    return found
 
 
 def _share(positive: np.ndarray) -> Share:
@@ -225,12 +229,13 @@ def recorded_pairs(found: Inspection) -> list[Pair]:
     return [pair for pair in pairs if frozenset((pair.left.image_id, pair.right.image_id)) not in seen]
 
 
+def _recorded_words(labels: str | None) -> str:
+    return NO_LABEL if labels is None else label_words([name for name in labels.split("|") if name])
+
+
 def finding_pair(finding: Finding) -> Pair:
     left, right = (
-        Side(
-            finding.image_ids[k], finding.splits[k],
-            label_words([name for name in finding.labels[k].split("|") if name]), finding.thumbnails[k],
-        )
+        Side(finding.image_ids[k], finding.splits[k], _recorded_words(finding.labels[k]), finding.thumbnails[k])
         for k in range(2)
-    )  # fmt: skip
+    )
     return Pair(finding.kind, left, right, finding.correlation, finding.removed)

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import norm
 
 from vaegan.images import encode_png, grid, reduced
-from vaegan.inspection.contents import ALL, NO_FINDING, Contents, Grey, Rows
+from vaegan.inspection.contents import ALL, NO_FINDING, NO_LABEL, Contents, Grey, Rows
 from vaegan.inspection.reading import Shard, pixels_at
 from vaegan.inspection.recheck import Recheck, correlations
 from vaegan.shards import Manifest
@@ -81,7 +81,7 @@ class Pair:
 
     @property
     def conflicting(self) -> bool:
-        return self.left.label != self.right.label
+        return NO_LABEL not in (self.left.label, self.right.label) and self.left.label != self.right.label
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +129,10 @@ def draw_strips(
 
 
 def _of_classes(rows: Rows) -> list[tuple[str, NDArray[np.int64]]]:
-    """Rows of each class, then those of none."""
+    """Rows of each class, then those of none, then those that nobody labelled."""
     found = [(name, np.flatnonzero(rows.labels[:, k])) for k, name in enumerate(rows.classes)]
-    return [*found, (NO_FINDING if rows.classes else ALL, np.flatnonzero(~rows.labels.any(axis=1)))]
+    none = np.flatnonzero(rows.labelled & ~rows.labels.any(axis=1))
+    return [*found, (NO_FINDING if rows.classes else ALL, none), (NO_LABEL, np.flatnonzero(~rows.labelled))]
 
 
 def _is(rows: Rows, of_class: NDArray[np.int64], split: str, synthetic: bool) -> NDArray[np.bool_]:
@@ -199,17 +200,19 @@ class _Half:
 
 
 def class_differences(grey: Grey, split: str) -> list[tuple[str, _Half, _Half]]:
-    """Each class against the split's other images; of two exclusive classes once only. See `differences`."""
-    if len(grey.names) == 4 and not grey.num_images[3] and (grey.num_images[1:3].sum() == grey.num_images[0]):
+    """Each class against the split's other labelled images; of two exclusive classes once only. See `differences`."""
+    groups = [g for g in range(1, len(grey.names)) if grey.names[g] != NO_LABEL]
+    count, total = int(grey.num_images[0]), grey.total[0]
+    if grey.names[-1] == NO_LABEL:
+        count, total = count - int(grey.num_images[-1]), total - grey.total[-1]
+    if len(groups) == 3 and not grey.num_images[3] and grey.num_images[1:3].sum() == count:
         groups = [2]
-    else:
-        groups = [*range(1, len(grey.names))]
     found = []
     for g in groups:
-        rest = int(grey.num_images[0] - grey.num_images[g])
+        rest = count - int(grey.num_images[g])
         if min(grey.num_images[g], rest) >= FEWEST_TO_COMPARE:
             mine = _Half(grey.total[g], int(grey.num_images[g]), grey.std(g))
-            others = _Half(grey.total[0] - grey.total[g], rest, grey.std(0))
+            others = _Half(total - grey.total[g], rest, grey.std(0))
             against = grey.names[1] if len(groups) == 1 else "the others"
             found.append((f"{split}: {grey.names[g]} − {against}", mine, others))
     return found

@@ -16,7 +16,7 @@ from cluster.storage import file_sha256
 from vaegan.shards import MANIFEST, Manifest, locate, pixels_of, readable, schema
 
 COLUMNS = ("image", "labels", "patient_id", "image_id", "source", "model")
-NEVER_NULL = COLUMNS[:-1]
+NEVER_NULL = (*COLUMNS[:-1], "labelled")
 BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
 """Read at a time, at most, in raw pixels."""
 MAX_SIDE = 16384
@@ -29,6 +29,8 @@ class Shard:
     split: str
     path: Path
     num_rows: int
+    marked: bool = False
+    """Whether it says of each row if it has a label; else all have one."""
 
 
 def open_shards(dataset: Path, manifest: Manifest, *, verify: bool) -> list[Shard]:
@@ -52,7 +54,8 @@ def open_shards(dataset: Path, manifest: Manifest, *, verify: bool) -> list[Shar
                 found = pq.read_schema(path)
                 num_rows = pq.read_metadata(path).num_rows
             _check_schema(path, found, expected)
-            shards.append(Shard(split, path, num_rows))
+            marked = "labelled" in found.names and pa.types.is_boolean(found.field("labelled").type)
+            shards.append(Shard(split, path, num_rows, marked))
     return shards
 
 
@@ -115,7 +118,9 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def batches(shards: Sequence[Shard], manifest: Manifest) -> Iterator[tuple[Shard, pa.Table]]:
-    """All rows in order, a batch at a time, with `COLUMNS`; a file's rows are never in memory together.
+    """All rows in order, a batch at a time, with `COLUMNS`, and `labelled` of files that have it.
+
+    A file's rows are never in memory together.
 
     Raises:
         UserError: a file can't be read to its end, or a value is missing.
@@ -124,7 +129,7 @@ def batches(shards: Sequence[Shard], manifest: Manifest) -> Iterator[tuple[Shard
     size = max(1, min(BATCH_ROWS, BATCH_BYTES // (manifest.height * manifest.width * manifest.channels)))
     for shard in shards:
         with readable(shard.path), pq.ParquetFile(shard.path) as file:
-            for batch in file.iter_batches(size, columns=list(COLUMNS)):
+            for batch in file.iter_batches(size, columns=[*COLUMNS, *(["labelled"] if shard.marked else [])]):
                 table = pa.Table.from_batches([batch]).replace_schema_metadata(about)
                 _check_complete(shard.path, table)
                 yield shard, table
@@ -132,7 +137,7 @@ def batches(shards: Sequence[Shard], manifest: Manifest) -> Iterator[tuple[Shard
 
 def _check_complete(path: Path, table: pa.Table) -> None:
     for name in NEVER_NULL:
-        if table.column(name).null_count:
+        if name in table.column_names and table.column(name).null_count:
             raise UserError(f"{path}: a row without {name}: expected one in every row; prepare the dataset again")
 
 

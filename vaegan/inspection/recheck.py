@@ -107,7 +107,8 @@ def find_patients(rows: Rows) -> Patients:
     present = np.zeros((len(known), len(rows.splits)), bool)
     present[of_row, rows.split[real]] = True
     across = np.flatnonzero(present.sum(axis=1) > 1)
-    several = np.flatnonzero(_disagree(of_row, rows.labels[real], len(known)))
+    told = rows.labelled[real]
+    several = np.flatnonzero(_disagree(of_row[told], rows.labels[real][told], len(known)))
     splits = np.array(rows.splits, dtype=object)
     return Patients(
         number=len(known),
@@ -150,7 +151,7 @@ def find_copies(rows: Rows) -> Copies:
         exact=exact,
         near=near,
         across=rows.split[a] != rows.split[b],
-        conflicting=(rows.labels[a] != rows.labels[b]).any(axis=1),
+        conflicting=(rows.labels[a] != rows.labels[b]).any(axis=1) & rows.labelled[a] & rows.labelled[b],
         groups=int((sizes > 1).sum()),
         images=int(sizes[sizes > 1].sum()),
     )
@@ -176,6 +177,7 @@ def miscounts(rows: Rows, manifest: Manifest) -> list[str]:
         mine = np.flatnonzero(rows.split == s)
         told: Sequence[tuple[str, object, int]] = [
             ("images", info.num_images, len(mine)),
+            ("images without a label", info.num_unlabelled, int((~rows.labelled[mine]).sum())),
             ("patients", info.num_patients, pc.count_distinct(rows.patient_id.take(mine)).as_py()),
             *(
                 (f"{label} images", info.per_class.get(label), int(count))
@@ -188,7 +190,7 @@ def miscounts(rows: Rows, manifest: Manifest) -> list[str]:
             if says != count
         ]
     if manifest.task == "multiclass" and rows.classes:
-        odd = int((rows.labels.sum(axis=1) != 1).sum())
+        odd = int((rows.labels[rows.labelled].sum(axis=1) != 1).sum())
         if odd:
             found.append(f"The task is multiclass, but {odd:,} images don't have exactly one label.")
     return found

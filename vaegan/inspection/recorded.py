@@ -36,7 +36,7 @@ class Finding:
     kind: str
     image_ids: tuple[str, str]
     splits: tuple[str, str]
-    labels: tuple[str, str]
+    labels: tuple[str | None, str | None]
     removed: bool
     correlation: float | None
     thumbnails: tuple[bytes | None, bytes | None]
@@ -47,7 +47,7 @@ class Finding:
 
     @property
     def conflicting(self) -> bool:
-        return self.labels[0] != self.labels[1]
+        return None not in self.labels and self.labels[0] != self.labels[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ def _finding(row: Mapping[str, Any]) -> Finding:
         kind=row["kind"] or "",
         image_ids=two("image_id"),
         splits=two("split"),
-        labels=two("labels"),
+        labels=(row["labels"], row["other_labels"]),
         removed=bool(row["removed"]),
         correlation=row["correlation"],
         thumbnails=(_picture(row["thumbnail"]), _picture(row["other_thumbnail"])),

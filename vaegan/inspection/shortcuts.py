@@ -35,18 +35,19 @@ class Tell:
 
 
 def tells(rows: Rows) -> list[Tell]:
-    """Of each class against the other images, and of each split against the first; real images only.
+    """Of each class against the other labelled images, and of each split against the first; real images only.
 
     Standard errors take images of one patient for correlated.
     """
     known = np.flatnonzero(~rows.synthetic & np.isfinite(rows.looks[:, 0]))
     patient = pc.dictionary_encode(rows.patient_id.take(known)).indices.to_numpy()
     labels, split, looks = rows.labels[known].astype(bool), rows.split[known], rows.looks[known]
+    told = rows.labelled[known]
     found = []
-    two = labels.shape[1] == 2 and bool((labels.sum(axis=1) == 1).all())
+    two = labels.shape[1] == 2 and bool((labels[told].sum(axis=1) == 1).all())
     for k in range(1 if two else 0, labels.shape[1]):
         against = rows.classes[0] if two else "all others"
-        found.append(_tell(rows.classes[k], against, labels[:, k], ~labels[:, k], looks, patient))
+        found.append(_tell(rows.classes[k], against, labels[:, k], told & ~labels[:, k], looks, patient))
     for s in range(1, len(rows.splits)):
         found.append(_tell(rows.splits[s], rows.splits[0], split == s, split == 0, looks, patient))
     return [each for each in found if each is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from vaegan.inspection import words
-from vaegan.inspection.contents import NO_FINDING, Contents
+from vaegan.inspection.contents import NO_FINDING, NO_LABEL, Contents
 from vaegan.inspection.recheck import Recheck
 from vaegan.inspection.recorded import Recorded
 from vaegan.inspection.shortcuts import Tell
@@ -45,9 +45,11 @@ def _counts(contents: Contents, checked: Recheck) -> list[str]:
     table["patients"] = [sum(checked.patients.images[split].values()) for split in splits]
     for k, name in enumerate(rows.classes):
         table[name] = [int(rows.labels[rows.split == s, k].sum()) for s in range(len(splits))]
-    none = [int((~rows.labels[rows.split == s].any(axis=1)).sum()) for s in range(len(splits))]
+    none = [int((rows.labelled & ~rows.labels.any(axis=1))[rows.split == s].sum()) for s in range(len(splits))]
     if any(none) and rows.classes:
         table[NO_FINDING] = none
+    if not rows.labelled.all():
+        table[NO_LABEL] = [int((~rows.labelled[rows.split == s]).sum()) for s in range(len(splits))]
     if len(table) > MAX_COLUMNS:
         heads, body = splits, list(table.items())
     else:

@@ -25,12 +25,13 @@ def domain_extractor(
     not seen look farther away than they are. Give the floor held-out images (`--held-out-split`).
 
     Args:
-        real_train: the real training split, N >= 1.
+        real_train: the real training split, N >= 1; images that nobody labelled are left out.
         task: multilabel networks give no probabilities, for their classes don't exclude each other.
 
     Raises:
         UserError: one class only, so that there is nothing to learn.
     """
+    real_train = real_train.labelled_only()
     if not np.ptp(real_train.labels, axis=0).any():
         raise UserError(
             f"the domain extractor learns to tell classes apart, but all {len(real_train)} real images have the same "

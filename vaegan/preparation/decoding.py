@@ -89,6 +89,7 @@ class Row:
     seed: int | None = None
     index: int | None = None
     synthetic: bool = False
+    labelled: bool = True
     source: str = ""
     source_patient: str = ""
 
@@ -194,6 +195,7 @@ def _named(record: Record, film: _Film | None, how: Decoding) -> Row:
         patient_id=how.pseudonym(patient),
         group=None if record.group is None else how.pseudonym(record.group),
         labels=labels,
+        labelled=record.labels is not None,
         split=record.split,
         asides=json.dumps(dict(record.asides), ensure_ascii=False) if record.asides else "",
         source=record.name,

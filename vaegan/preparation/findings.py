@@ -26,7 +26,9 @@ def findings_table(rows: Rows, settlement: Settlement, spool: Spool) -> pa.Table
 def _row(
     pair: Pair, rows: Rows, settlement: Settlement, classes: Sequence[str], pictures: dict[int, bytes]
 ) -> dict[str, Any]:
-    def labels(i: int) -> str:
+    def labels(i: int) -> str | None:
+        if not rows.labelled[i]:
+            return None
         return "|".join(name for name, on in zip(classes, rows.labels[i], strict=True) if on)
 
     def split(i: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cluster.errors import UserError
@@ -39,7 +40,10 @@ from vaegan.preparation.writing import linkage_rows, write_splits
 from vaegan.shards import FINDINGS, MANIFEST, DatasetWriter, Manifest, read_manifest
 
 MAX_REASONS = 20  # in the manifest; rejects.parquet has all
-FORMAT_OF_PARTS = 1  # raised when a part's content changes, so that parts of an older version aren't taken over
+FORMAT_OF_PARTS = 2  # raised when a part's content changes, so that parts of an older version aren't taken over
+
+LATER_SETTINGS: dict[str, Any] = {"unlabelled": [], "keep_unlabelled": False}
+"""What datasets don't say that were made before these could be chosen."""
 
 
 def prepare(config: PrepareConfig, in_tasks: Run | None = None) -> Manifest:
@@ -103,7 +107,7 @@ def _prepare(
         settlement = settle(rows, classes, config)
         warnings, numbers = _warnings(spool, rows, classes, config.seed, hidden=hidden)
         writer.table(FINDINGS, findings_table(rows, settlement, spool))
-        write_splits(writer, spool, settlement.split, rows.labels)
+        write_splits(writer, spool, settlement.split, rows.labels, rows.labelled)
         report = {
             "source": source.kind,
             "notes": source.notes + _film_notes(rows, config),
@@ -166,7 +170,8 @@ def _check_places(config: PrepareConfig) -> None:
 def _existing(config: PrepareConfig, settings: dict[str, Any], source: Source, how: Decoding) -> Manifest:
     manifest = read_manifest(config.out)
     before = manifest.provenance
-    changed = [name for name, value in settings.items() if before.get("config", {}).get(name) != value]
+    known = LATER_SETTINGS | before.get("config", {})
+    changed = [name for name, value in settings.items() if known.get(name) != value]
     if changed:
         raise UserError(
             f"{config.out} holds a dataset prepared with other settings ({', '.join(changed)}): "
@@ -285,6 +290,10 @@ def _check_enough(
     if not len(rows):
         raise UserError(f"none of the {rejects.total()} images in {config.images} could be used{first}")
     empty = [name for name, count in zip(classes, rows.labels.sum(axis=0), strict=True) if not count]
+    if not rows.labelled.any():
+        raise UserError(
+            f"none of the {len(rows)} usable images in {config.images} has a label: expected some of each class"
+        )
     if empty and len(classes) - len(empty) < (1 if config.allow_one_class else 2):
         raise UserError(f"no usable image of class {empty[0]} in {config.images}{first}; a classifier needs two")
 
@@ -297,14 +306,18 @@ def _warnings(
     spool: Spool, rows: Rows, classes: tuple[str, ...], seed: int, *, hidden: bool
 ) -> tuple[list[str], dict[str, Any]]:
     """What may mislead a classifier, or its judges, as sentences and as numbers."""
-    thumbnails, sizes = rows.thumbnails, (rows.heights, rows.widths)
-    sentences, shortcuts = shortcut_warnings(thumbnails, rows.labels, rows.patients, *sizes, classes, seed=seed)
+    # what goes with the label is asked of those that have one; a slice copies no thumbnails
+    at: slice | NDArray[np.bool_] = slice(None) if rows.labelled.all() else rows.labelled
+    sizes = (rows.heights[at], rows.widths[at])
+    sentences, shortcuts = shortcut_warnings(
+        rows.thumbnails[at], rows.labels[at], rows.patients[at], *sizes, classes, seed=seed
+    )
     asides = Asides()
-    for table in spool.tables(["asides", "labels"]):
-        for said, labels in columns_of(table, ["asides", "labels"]):
-            asides.add(
-                json.loads(said) if said else {}, tuple(name for name, on in zip(classes, labels, strict=True) if on)
-            )
+    for table in spool.tables(["asides", "labels", "labelled"]):
+        for said, labels, labelled in columns_of(table, ["asides", "labels", "labelled"]):
+            if labelled:
+                names = tuple(name for name, on in zip(classes, labels, strict=True) if on)
+                asides.add(json.loads(said) if said else {}, names)
     more, columns = asides.warnings(classes)
     if not hidden:
         more = [*more, *name_warnings(rows.image_id, rows.patient_id, rows.patients_known, rows.source_split)]
@@ -329,6 +342,8 @@ def _film_notes(rows: Rows, config: PrepareConfig) -> list[str]:
         notes.append(
             f"{rows.num_in_colour} of {len(rows)} images are in colour and were stored in grey: --channels 3 keeps it."
         )
+    if unlabelled := int(np.sum(~rows.labelled)):
+        notes.append(f"{unlabelled} of {len(rows)} images have no label: a generator learns from them, too.")
     if repeated := len(rows) - pc.count_distinct(rows.image_id).as_py():
         notes.append(f"{repeated} images have the image_id of another: the source names them alike.")
     small = int(np.sum(np.minimum(rows.heights, rows.widths) < config.size))

@@ -26,6 +26,7 @@ class Rows:
     """What is in memory of the N images that can be used: about 150 bytes each. Their pixels lie in the spool.
 
     patients, groups: numbers, equal for rows that belong together (N,); groups is None where nobody asked for them.
+    labelled: whether each has a label; where not, `labels` is zeros (N,).
     source_split: index into SPLITS or NO_SPLIT (N,).
     thumbnails: (N, 32, 32), mapped from a file.
     """
@@ -42,6 +43,7 @@ class Rows:
     heights: Indices
     widths: Indices
     num_in_colour: int
+    labelled: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -55,7 +57,7 @@ class Rows:
     def read(spool: Spool) -> "Rows":
         """What the spool remembers, without pixels."""
         names = ["image_id", "patient_id", "group", "labels", "split", "pixel_hash", "perceptual_hash", "height"]
-        table = spool.accepted([*names, "width", "colour"]).combine_chunks()
+        table = spool.accepted([*names, "width", "colour", "labelled"]).combine_chunks()
         column = {name: _array(table, name) for name in table.column_names}
         labels = np.frombuffer(bytes_of(column["labels"]), dtype=np.uint8)
         group = column["group"]
@@ -72,6 +74,7 @@ class Rows:
             heights=column["height"].to_numpy().astype(np.int64),
             widths=column["width"].to_numpy().astype(np.int64),
             num_in_colour=pc.sum(column["colour"]).as_py() or 0,
+            labelled=column["labelled"].to_numpy(zero_copy_only=False).astype(bool),
         )
 
 
@@ -121,12 +124,18 @@ def settle(rows: Rows, classes: Sequence[str], config: PrepareConfig) -> Settlem
     leaks, here = _remove_leaks(rows, split, ties, keep=config.leaks == "keep")
     together = _joined(list(ties.values()))[here]
     decision = splits.decide(
-        rows.labels[here], together, split[here], fractions=config.fractions, val=config.val, seed=config.seed
+        rows.labels[here],
+        together,
+        split[here],
+        labelled=rows.labelled[here],
+        fractions=config.fractions,
+        val=config.val,
+        seed=config.seed,
     )
     split[here] = decision.split
     before = np.where(split == REMOVED, rows.source_split, split)
     report = {
-        "split": {"origin": decision.origin, "notes": missing + decision.notes + _shifts(rows.labels, split, classes)},
+        "split": {"origin": decision.origin, "notes": missing + decision.notes + _shifts(rows, split, classes)},
         "patients": _patient_report(rows),
         "duplicates": _duplicate_report(rows, split, exact, near, copies),
         "leaks": _leak_report(rows, leaks, config.leaks),
@@ -143,7 +152,15 @@ def _known_splits(rows: Rows, config: PrepareConfig) -> tuple[Indices, list[str]
     if without.all() or not without.any():
         return split, []
     split[without] = SPLITS.index("train")
-    return split, [f"{without.sum()} images to which the source gives no split were put into train."]
+    notes = [f"{without.sum()} images to which the source gives no split were put into train."]
+    # what nobody labelled goes where its patient is: in train it would be a leak, and be lost
+    latest = np.full(int(rows.patients.max()) + 1, NO_SPLIT)
+    np.maximum.at(latest, rows.patients[~without], rows.source_split[~without])
+    follows = without & ~rows.labelled & (latest[rows.patients] > SPLITS.index("train"))
+    if follows.any():
+        split[follows] = latest[rows.patients[follows]]
+        notes.append(f"{follows.sum()} of them, without a label, follow their patients out of it.")
+    return split, notes
 
 
 def _remove_leaks(
@@ -183,7 +200,11 @@ def _pairs(rows: Rows, split: Indices, leaks: Sequence[Pair], exact: Indices, ne
     copies = [
         p if split[p.other] != REMOVED or split[p.row] == REMOVED else Pair(p.kind, p.other, p.row) for p in copies
     ]
-    conflicts = [not np.array_equal(rows.labels[pair.row], rows.labels[pair.other]) for pair in copies]
+    conflicts = [
+        bool(rows.labelled[pair.row] and rows.labelled[pair.other])
+        and not np.array_equal(rows.labels[pair.row], rows.labels[pair.other])
+        for pair in copies
+    ]
     order = sorted(range(len(copies)), key=lambda i: not conflicts[i])
     return [*leaks, *(copies[i] for i in order)]
 
@@ -228,7 +249,8 @@ def _label_codes(labels: NDArray[np.uint8]) -> Indices:
 
 def _patient_report(rows: Rows) -> dict[str, Any]:
     number = int(rows.patients.max()) + 1
-    combinations = np.unique(np.stack([rows.patients, _label_codes(rows.labels)], axis=1), axis=0)
+    known = np.stack([rows.patients, _label_codes(rows.labels)], axis=1)[rows.labelled]
+    combinations = np.unique(known, axis=0)
     several = np.flatnonzero(np.bincount(combinations[:, 0], minlength=number) > 1)
     first = np.unique(rows.patients, return_index=True)[1]
     names = sorted(rows.patient_id.take(pa.array(first[several])).to_pylist())
@@ -245,7 +267,7 @@ def _duplicate_report(rows: Rows, split: Indices, exact: Indices, near: Indices,
     members: dict[int, list[int]] = {}
     for i in np.flatnonzero(np.bincount(groups)[groups] > 1):
         members.setdefault(int(groups[i]), []).append(int(i))
-    conflicts = [m for m in members.values() if len({rows.labels[i].tobytes() for i in m}) > 1]
+    conflicts = [m for m in members.values() if len({rows.labels[i].tobytes() for i in m if rows.labelled[i]}) > 1]
     remaining = [[i for i in m if split[i] != REMOVED] for m in members.values()]
     return {
         "groups": len(members),
@@ -259,9 +281,10 @@ def _duplicate_report(rows: Rows, split: Indices, exact: Indices, near: Indices,
     }
 
 
-def _shifts(labels: NDArray[np.uint8], split: Indices, classes: Sequence[str]) -> list[str]:
+def _shifts(rows: Rows, split: Indices, classes: Sequence[str]) -> list[str]:
     """Sentences on classes that are missing from a split or whose share differs between train and test."""
     notes = []
+    labels, split = rows.labels[rows.labelled], split[rows.labelled]
     present = [s for s in range(len(SPLITS)) if np.any(split == s)]
     share = {s: labels[split == s].mean(axis=0) for s in present}
     two_sides = len(classes) == 2 and bool((labels.sum(axis=1) == 1).all())  # of one coin: said of the second alone

@@ -65,6 +65,7 @@ def accepted_schema(how: Decoding) -> pa.Schema:
             ("seed", pa.int64()),
             ("index", pa.int64()),
             ("synthetic", pa.bool_()),
+            ("labelled", pa.bool_()),
             ("source", pa.string()),
             ("source_patient", pa.string()),
             ("thumbnail", pa.binary(THUMBNAIL * THUMBNAIL)),

@@ -40,9 +40,11 @@ def summary(manifest: Manifest, out: Path) -> str:
 
 
 def _counts(manifest: Manifest) -> list[str]:
-    heads = ["images", *manifest.classes, "patients"]
+    some = any(info.num_unlabelled for info in manifest.splits.values())
+    heads = ["images", *manifest.classes, *(["no label"] if some else []), "patients"]
     columns = [
-        [str(n) for n in (i.num_images, *i.per_class.values(), i.num_patients)] for i in manifest.splits.values()
+        [str(n) for n in (i.num_images, *i.per_class.values(), *([i.num_unlabelled] if some else []), i.num_patients)]
+        for i in manifest.splits.values()
     ]
     table = [["", *heads], *([split, *column] for split, column in zip(manifest.splits, columns, strict=True))]
     if len(manifest.classes) > MAX_COLUMNS:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,18 @@ from vaegan.preparation.spool import Spool, columns_of
 from vaegan.shards import SPLITS, DatasetWriter, Images
 
 
-def write_splits(writer: DatasetWriter, spool: Spool, split: np.ndarray, labels: np.ndarray) -> None:
+def write_splits(
+    writer: DatasetWriter, spool: Spool, split: np.ndarray, labels: np.ndarray, labelled: np.ndarray
+) -> None:
     """All images that stay, in the source's order within each split.
 
     Args:
         split: index into SPLITS, or below 0 for what was removed (N,).
         labels: multi-hot (N, K).
+        labelled: whether each has a label, (N,).
     """
+    if some := not labelled[split >= 0].all():
+        writer.allow_unlabelled()
     names = ["patient_id", "image_id", "model", "seed", "index", "synthetic", "image"]
     with tqdm(total=int(np.sum(split >= 0)), desc="writing", unit="image", file=sys.stderr) as progress:
         start = 0
@@ -27,7 +33,8 @@ def write_splits(writer: DatasetWriter, spool: Spool, split: np.ndarray, labels:
             for s, name in enumerate(SPLITS):
                 chosen = np.flatnonzero(split[here] == s)
                 if len(chosen):
-                    writer.add(name, _images(table.take(chosen), labels[here][chosen], spool))
+                    images = _images(table.take(chosen), labels[here][chosen], spool)
+                    writer.add(name, replace(images, labelled=labelled[here][chosen]) if some else images)
                     progress.update(len(chosen))
 
 

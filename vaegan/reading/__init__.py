@@ -6,16 +6,18 @@ from vaegan.reading.choice import (
     check_balance,
     files_sha256,
     first_of_each_class,
+    num_unlabelled,
     open_split,
     order_name,
     pixel_blocks,
     shuffled,
+    with_labelled,
 )
 from vaegan.reading.order import MIN_GROUPS, Order, Part, Window
-from vaegan.reading.stream import ReadingConfig, Rows, ShardReader
+from vaegan.reading.stream import ReadingConfig, Rows, ShardReader, marked_labels
 
 __all__ = [
     "MIN_GROUPS", "BalancedOrder", "Order", "Part", "ReadingConfig", "Rows", "ShardReader", "TrainingImages", "Window",
-    "check_balance", "files_sha256", "first_of_each_class", "open_split", "order_name", "pixel_blocks", "rarest_label",
-    "shuffled",
+    "check_balance", "files_sha256", "first_of_each_class", "marked_labels", "num_unlabelled", "open_split",
+    "order_name", "pixel_blocks", "rarest_label", "shuffled", "with_labelled",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """A split in memory where it fits, else as a stream; both answer to the same few questions."""
 
+import dataclasses
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import numpy as np
 
 from cluster.errors import UserError
 from vaegan.reading.balance import BalancedOrder
-from vaegan.reading.stream import ReadingConfig, Rows, ShardReader
+from vaegan.reading.stream import ReadingConfig, Rows, ShardReader, marked_labels
 from vaegan.shards import Images, read_manifest, read_split, split_info
 
 TrainingImages = Images | ShardReader
-"""Both have a length, `labels` and `take`."""
+"""Both have a length, `labels` (zeros where there is none), `has_label`, `patient_id` and `take`."""
 
 
 def open_split(dataset: Path, split: str, config: ReadingConfig) -> TrainingImages:
@@ -23,6 +24,18 @@ def open_split(dataset: Path, split: str, config: ReadingConfig) -> TrainingImag
     manifest, info = read_manifest(dataset), split_info(dataset, split)
     size = info.num_images * manifest.height * manifest.width * manifest.channels
     return read_split(dataset, split) if size <= config.memory_gb * 2**30 else ShardReader(dataset, split, config)
+
+
+def num_unlabelled(images: TrainingImages) -> int:
+    """How many of them have no label; reads nothing."""
+    return int((~images.has_label).sum()) if isinstance(images, Images) else images.num_unlabelled
+
+
+def with_labelled(images: TrainingImages, labelled: np.ndarray) -> TrainingImages:
+    """The same images, as if but those that `labelled` (N,) says had no label."""
+    if isinstance(images, ShardReader):
+        return images.with_labelled(labelled)
+    return dataclasses.replace(images, labels=images.labels * labelled[:, None], labelled=labelled)
 
 
 def order_name(images: TrainingImages) -> str:
@@ -57,6 +70,10 @@ def check_balance(images: TrainingImages) -> None:
             "balance_classes needs the training images in memory, since a stream comes in the order of its files: "
             f"set reading.memory_gb to {size:.2g} or more, or leave balance_classes out"
         )
+    if count := num_unlabelled(images):
+        raise UserError(
+            f"balance_classes needs the class of every image, and {count} of {len(images)} have no label: leave it out"
+        )
     if not images.labels.shape[1]:
         raise UserError("balance_classes needs classes, and the dataset has none: leave it out")
 
@@ -87,13 +104,14 @@ def shuffled(
         balance = BalancedOrder(images.labels, seed=seed, batch_size=batch_size)
         for step in range(start, stop):
             rows = balance.batch(step)[rank * share : (rank + 1) * share]
-            yield images.pixels[rows], images.labels[rows]
+            yield images.pixels[rows], images.labels[rows]  # all of them have one
         return
     if isinstance(images, ShardReader):
         yield from images.batches(
             seed=seed, batch_size=batch_size, start=start, stop=stop, rank=rank, world_size=world_size
         )
         return
+    labels = marked_labels(images)
     steps_per_epoch = len(images) // batch_size
     epoch = -1
     for step in range(start, stop):
@@ -102,4 +120,4 @@ def shuffled(
             order = np.random.default_rng([seed, epoch]).permutation(len(images))
         at = step % steps_per_epoch * batch_size + rank * share
         rows = order[at : at + share]
-        yield images.pixels[rows], images.labels[rows]
+        yield images.pixels[rows], labels[rows]

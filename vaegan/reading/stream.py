@@ -10,6 +10,8 @@ quicker (benchmarks/reading.py), but then it fits into memory; beyond that every
 (not measured), and the copy of a remote dataset must be complete before the first step.
 """
 
+import copy
+import dataclasses
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -26,7 +28,18 @@ from cluster.errors import UserError
 from cluster.remote import url_of
 from cluster.storage import text_sha256
 from vaegan.reading.order import Order, Part, Window
-from vaegan.shards import Images, from_table, labels_of, locate, pixels_of, read_manifest, readable, split_info
+from vaegan.shards import (
+    Images,
+    from_table,
+    labelled_of,
+    labels_of,
+    locate,
+    pixels_of,
+    read_manifest,
+    readable,
+    split_info,
+)
+from vaegan.tensors import UNLABELLED
 
 REMOTE_FILES_AT_ONCE = 16
 PARTS_PER_JOB = 8
@@ -34,7 +47,18 @@ BLOCK_BYTES = 32 * 2**20
 """Of pixels that are read at a time where order doesn't matter."""
 
 Rows = tuple[np.ndarray, np.ndarray]
-"""Pixels uint8 (N, H, W, C) and multi-hot labels uint8 (N, K)."""
+"""Pixels uint8 (N, H, W, C) and multi-hot labels uint8 (N, K), a row of `UNLABELLED` where an image has none."""
+
+
+def marked_labels(images: Images) -> np.ndarray:
+    """Labels with `UNLABELLED` in rows that have none, uint8 (N, K)."""
+    return _marked(images.labels, None if images.labelled is None else ~images.labelled)
+
+
+def _marked(labels: np.ndarray, missing: np.ndarray | None) -> np.ndarray:
+    if missing is None:
+        return labels
+    return np.where(missing[:, None], np.uint8(UNLABELLED), labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +102,8 @@ class ShardReader:
             tuple(known[name]) if name in known else self._row_groups(file) for file, (name, _) in enumerate(self.files)
         )
         self._starts = np.cumsum([0, *(length for lengths in self.groups for length in lengths)])
+        self._labelled: np.ndarray | None = None  # instead of what the files say
+        self._num_unlabelled = info.num_unlabelled
         self._places = [(file, group) for file, lengths in enumerate(self.groups) for group in range(len(lengths))]
         if len(self) != info.num_images:
             raise UserError(
@@ -103,8 +129,36 @@ class ShardReader:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Multi-hot labels of all rows in stored order, uint8 (N, K)."""
+        """Multi-hot labels of all rows in stored order, uint8 (N, K); zeros where a row has none."""
         return np.concatenate([self._labels(file) for file in range(len(self.files))])
+
+    @cached_property
+    def has_label(self) -> np.ndarray:
+        """Whether each row has a label, bool (N,)."""
+        if self._labelled is not None:
+            return self._labelled
+        if not self._num_unlabelled:
+            return np.ones(len(self), dtype=bool)
+        return np.concatenate([labelled_of(self._column(file, "labelled")) for file in range(len(self.files))])
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Rows without a label, as the manifest counts them."""
+        return self._num_unlabelled if self._labelled is None else int((~self._labelled).sum())
+
+    @cached_property
+    def patient_id(self) -> np.ndarray:
+        """Of all rows in stored order, str (N,)."""
+        columns = [self._column(file, "patient_id").column(0).to_pylist() for file in range(len(self.files))]
+        return np.array([name for column in columns for name in column], dtype=object)
+
+    def with_labelled(self, labelled: np.ndarray) -> "ShardReader":
+        """The same rows, as if but those that `labelled` (N,) says had no label."""
+        other = copy.copy(self)
+        for name in ("labels", "has_label"):
+            vars(other).pop(name, None)  # what was computed before this
+        other._labelled = labelled
+        return other
 
     def first_of_each_class(self, number: int) -> list[np.ndarray]:
         """The first `number` rows of each class in stored order, reading no more files than that takes."""
@@ -129,7 +183,13 @@ class ShardReader:
             file, group = self._places[number]
             within = distinct[group_of == number] - self._starts[number]
             parts.append(from_table(self._read(file, [group])).take(within))
-        return Images.concatenate(parts).take(np.searchsorted(distinct, wanted)) if parts else self.take([0]).take([])
+        if not parts:
+            return self.take([0]).take([])
+        images = Images.concatenate(parts).take(np.searchsorted(distinct, wanted))
+        if self._labelled is None:
+            return images
+        known = self._labelled[wanted]
+        return dataclasses.replace(images, labels=images.labels * known[:, None], labelled=known)
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All pixels in stored order, uint8 (n, H, W, C), the next ones read while some are used."""
@@ -212,8 +272,26 @@ class ShardReader:
                 raise UserError(f"{path} isn't the file that the manifest lists: prepare the dataset again")
             yield opened
 
+    def _column(self, file: int, *names: str) -> pa.Table:
+        return self._read(file, range(len(self.groups[file])), list(names))
+
     def _labels(self, file: int) -> np.ndarray:
-        return labels_of(self._read(file, range(len(self.groups[file])), ["labels"]))
+        labels = labels_of(self._column(file, "labels"))
+        if self._labelled is None:
+            return labels
+        start = self._start_of(file, 0)
+        return labels * self._labelled[start : start + len(labels), None]
+
+    def _start_of(self, file: int, group: int) -> int:
+        """A row group's first row, counted over all files."""
+        return int(self._starts[sum(map(len, self.groups[:file])) + group])
+
+    def _marked_labels(self, table: pa.Table, part: Part) -> np.ndarray:
+        """Labels of a part of a row group, `UNLABELLED` where there are none, from its own columns."""
+        if self._labelled is None:
+            return _marked(labels_of(table), ~labelled_of(table) if self._num_unlabelled else None)
+        start = self._start_of(part.file, part.group)
+        return _marked(labels_of(table), ~self._labelled[start + part.start : start + part.stop])
 
     def _read(self, file: int, groups: Sequence[int], columns: list[str] | None = None) -> pa.Table:
         with self._opened(file) as opened:
@@ -245,12 +323,13 @@ class _Loading:
         return self.pixels[self.skip :], self.labels[self.skip :]
 
     def _fill(self, placed: list[tuple[Part, np.ndarray]]) -> None:
+        columns = ["image", "labels", *(["labelled"] if self.reader._num_unlabelled else [])]
         with self.reader._opened(placed[0][0].file) as opened:
             for part, places in placed:
-                table = opened.read_row_group(part.group, columns=["image", "labels"], use_threads=False)
+                table = opened.read_row_group(part.group, columns=columns, use_threads=False)
                 rows = table.slice(part.start, part.stop - part.start)
                 self.pixels[places] = pixels_of(rows)
-                self.labels[places] = labels_of(rows)
+                self.labels[places] = self.reader._marked_labels(rows, part)
 
 
 def _lengths(metadata: pq.FileMetaData) -> tuple[int, ...]:

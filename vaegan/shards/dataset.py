@@ -31,6 +31,8 @@ class SplitInfo:
     files: dict[str, str]
     row_groups: dict[str, list[int]] = field(default_factory=dict)
     """Rows in each row group of each file, so that an order of rows needs no file; earlier datasets don't tell."""
+    num_unlabelled: int = 0
+    """Images that nobody labelled, which no class counts; not written where there are none."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Rows of a dataset: in memory, and as an Arrow table."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ FINDINGS_SCHEMA = pa.schema(
         ("other_thumbnail", pa.binary()),
     ]
 )
-"""kind: "exact" or "near" for copies of an image, "patient" or "group" for what crosses the source's splits. removed:
+"""kind: "exact" or "near" for copies of an image, "patient" or "group" for what crosses the source's splits. labels,
+other_labels: joined by "|", empty for no finding, null for an image that nobody labelled. removed:
 whether the image that `image_id` names was. correlation: of the copies' thumbnails. thumbnail, other_thumbnail: PNG."""
 
 
@@ -38,6 +40,8 @@ class Images:
     labels: multi-hot uint8 (N, K) over the dataset's K classes; K may be 0.
     patient_id, image_id, source: str, (N,); source is "real" or "synthetic".
     model, seed, index: a synthetic image's address besides its labels, (N,); None when all rows are real.
+    labelled: whether somebody labelled a row, bool (N,); None when all rows are. Where not, `labels` says nothing (a
+        dataset has zeros there); an all-zero row that is labelled is one of no finding.
     """
 
     pixels: np.ndarray
@@ -48,25 +52,38 @@ class Images:
     model: np.ndarray | None = None
     seed: np.ndarray | None = None
     index: np.ndarray | None = None
+    labelled: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def take(self, rows: np.ndarray | Sequence[int] | slice) -> "Images":
         """The rows at `rows`, in that order; repeats are allowed. A slice copies nothing."""
-        address = {name: getattr(self, name) for name in ("model", "seed", "index")}
+        optional = {name: getattr(self, name) for name in ("model", "seed", "index", "labelled")}
         return Images(
             self.pixels[rows],
             self.labels[rows],
             self.patient_id[rows],
             self.image_id[rows],
             self.source[rows],
-            **{name: None if value is None else value[rows] for name, value in address.items()},
+            **{name: None if value is None else value[rows] for name, value in optional.items()},
         )
+
+    @property
+    def has_label(self) -> np.ndarray:
+        """`labelled` as an array in any case, bool (N,)."""
+        return np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
+
+    def labelled_only(self) -> "Images":
+        """The rows that have a label: these themselves where all have."""
+        if self.labelled is None or self.labelled.all():
+            return self if self.labelled is None else dataclasses.replace(self, labelled=None)
+        return dataclasses.replace(self.take(np.flatnonzero(self.labelled)), labelled=None)
 
     @staticmethod
     def concatenate(parts: Sequence["Images"]) -> "Images":
-        """All rows of several, in order; an address column that only some have is filled with None, -1 and -1."""
+        """All rows of several, in order; what only some have is filled: addresses with None, -1 and -1, and all
+        rows of a part that says nothing of it are labelled."""
 
         def column(name: str, missing: Any) -> np.ndarray | None:
             values = [getattr(part, name) for part in parts]
@@ -74,9 +91,7 @@ class Images:
                 return None
             return np.concatenate(
                 [
-                    np.full(len(part), missing, dtype=object if missing is None else np.int64)
-                    if value is None
-                    else value
+                    np.full(len(part), missing) if value is None else value
                     for part, value in zip(parts, values, strict=True)
                 ]
             )
@@ -93,6 +108,7 @@ class Images:
             column("model", None),
             column("seed", -1),
             column("index", -1),
+            column("labelled", True),
         )
 
     @staticmethod
@@ -102,8 +118,14 @@ class Images:
         return Images(pixels, labels, strings(patient_id), strings(image_id), strings(["real"] * len(pixels)))
 
 
-def schema(*, task: str, classes: Sequence[str], height: int, width: int, channels: int) -> pa.Schema:
-    """The Parquet schema: raw pixels in a fixed-size binary column (row-major H, W, C), labels multi-hot."""
+def schema(
+    *, task: str, classes: Sequence[str], height: int, width: int, channels: int, unlabelled: bool = False
+) -> pa.Schema:
+    """The Parquet schema: raw pixels in a fixed-size binary column (row-major H, W, C), labels multi-hot.
+
+    Args:
+        unlabelled: whether there is a column `labelled`, which datasets have that hold rows without a label.
+    """
     about = {
         "format": FORMAT_VERSION, "task": task, "classes": list(classes),
         "height": height, "width": width, "channels": channels,
@@ -119,19 +141,28 @@ def schema(*, task: str, classes: Sequence[str], height: int, width: int, channe
             pa.field("model", pa.string()),
             pa.field("seed", pa.int64()),
             pa.field("index", pa.int64()),
+            *([pa.field("labelled", pa.bool_(), nullable=False)] if unlabelled else []),
         ],
         metadata={"augray": json.dumps(about)},
     )
 
 
 def to_table(images: Images, schema: pa.Schema) -> pa.Table:
-    """Images as an Arrow table of `schema`."""
+    """Images as an Arrow table of `schema`; a row without a label has zeros for one, whatever it has in memory.
+
+    Raises:
+        ValueError: images of another shape, or rows without a label where the schema has no column to say so.
+    """
     count = len(images)
+    marked = "labelled" in schema.names
+    if not (marked or images.has_label.all()):
+        raise ValueError("rows without a label need a schema with a column `labelled`: pass unlabelled=True")
     flat = np.ascontiguousarray(images.pixels).reshape(count, -1)
     width = schema.field("image").type.byte_width
     if flat.shape[1] != width:
         raise ValueError(f"images of shape {images.pixels.shape[1:]} do not fill the schema's {width} bytes a row")
-    labels = pa.array(np.ascontiguousarray(images.labels).reshape(-1), type=pa.uint8())
+    said = images.labels if images.labelled is None else images.labels * images.labelled[:, None]
+    labels = pa.array(np.ascontiguousarray(said).reshape(-1), type=pa.uint8())
     columns = {
         "image": pa.Array.from_buffers(pa.binary(width), count, [None, pa.py_buffer(flat)]),
         "labels": pa.FixedSizeListArray.from_arrays(labels, type=schema.field("labels").type)
@@ -143,6 +174,7 @@ def to_table(images: Images, schema: pa.Schema) -> pa.Table:
         "model": pa.nulls(count, pa.string()) if images.model is None else pa.array(images.model, type=pa.string()),
         "seed": pa.nulls(count, pa.int64()) if images.seed is None else pa.array(images.seed, type=pa.int64()),
         "index": pa.nulls(count, pa.int64()) if images.index is None else pa.array(images.index, type=pa.int64()),
+        **({"labelled": pa.array(images.has_label, type=pa.bool_())} if marked else {}),
     }
     return pa.Table.from_pydict(columns, schema=schema)
 
@@ -161,6 +193,7 @@ def from_table(table: pa.Table) -> Images:
         model=strings("model") if synthetic else None,
         seed=numbers("seed") if synthetic else None,
         index=numbers("index") if synthetic else None,
+        labelled=labelled_of(table) if "labelled" in table.column_names else None,
     )
 
 
@@ -184,3 +217,10 @@ def labels_of(table: pa.Table) -> np.ndarray:
     num_classes = len(json.loads((table.schema.metadata or {})[b"augray"])["classes"])
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("labels").chunks]
     return np.concatenate(chunks or [np.empty(0)]).astype(np.uint8).reshape(table.num_rows, num_classes)
+
+
+def labelled_of(table: pa.Table) -> np.ndarray:
+    """Which rows of a table of `schema` have a label, bool (N,): all of them where it has no such column."""
+    if "labelled" not in table.column_names:
+        return np.ones(table.num_rows, dtype=bool)
+    return table.column("labelled").to_numpy(zero_copy_only=False).astype(bool)

@@ -51,7 +51,6 @@ class DatasetWriter:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} exists already: expected no such folder; choose another --out or remove it")
         self.path = path
-        self.schema = schema(task=task, classes=classes, height=height, width=width, channels=channels)
         row_bytes = height * width * channels
         self.rows_per_file = rows_per_file or max(1, min(FILE_ROWS, FILE_BYTES // row_bytes))
         self.rows_per_group = min(
@@ -59,6 +58,7 @@ class DatasetWriter:
         )
         self.classes = tuple(classes)
         self.about = dict(task=task, classes=self.classes, height=height, width=width, channels=channels)
+        self.schema = schema(**self.about)  # type: ignore[arg-type]
         self.temporary = path.with_name(f".{path.name}.partial")
         self.splits: dict[str, _SplitWriter] = {}
         self.rejects: list[tuple[str, str]] = []
@@ -74,8 +74,17 @@ class DatasetWriter:
             split.abandon()
         shutil.rmtree(self.temporary, ignore_errors=True)
 
+    def allow_unlabelled(self) -> None:
+        """Give the files a column `labelled`, for rows that have no label; before the first row."""
+        assert not self.splits, "rows were added already"
+        self.schema = schema(**self.about, unlabelled=True)  # type: ignore[arg-type]
+
     def add(self, split: str, images: Images) -> None:
-        """Append rows to a split; any number of times, in any order of splits."""
+        """Append rows to a split; any number of times, in any order of splits.
+
+        Raises:
+            ValueError: rows without a label, and no `allow_unlabelled` before.
+        """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {SPLITS}")
         if split not in self.splits:
@@ -110,7 +119,11 @@ class DatasetWriter:
             report=report or {},
             provenance=provenance or {},
         )
-        write_json(self.temporary / MANIFEST, {"format": FORMAT_VERSION} | dataclasses.asdict(manifest))
+        content = {"format": FORMAT_VERSION} | dataclasses.asdict(manifest)
+        for info in content["splits"].values():
+            if not info["num_unlabelled"]:  # as it is in datasets that were made before there was such a thing
+                del info["num_unlabelled"]
+        write_json(self.temporary / MANIFEST, content)
         if self.path.exists():
             self.path.rmdir()  # empty, as __init__ saw
         self.temporary.rename(self.path)
@@ -139,12 +152,13 @@ class _SplitWriter:
         self.files: dict[str, str] = {}
         self.row_groups: dict[str, list[int]] = {}
         self.counts: Any = 0
-        self.num_images = 0
+        self.num_images = self.num_unlabelled = 0
         self.patients: set[str] = set()
 
     def add(self, images: Images) -> None:
-        self.counts = self.counts + images.labels.sum(axis=0, dtype=np.int64)
+        self.counts = self.counts + images.labels[images.has_label].sum(axis=0, dtype=np.int64)
         self.num_images += len(images)
+        self.num_unlabelled += int(np.sum(~images.has_label))
         self.patients.update(images.patient_id)
         self.pending.append(images)
         self.num_pending += len(images)
@@ -156,7 +170,9 @@ class _SplitWriter:
             self._write(self.num_pending)
         self._close()
         per_class = dict(zip(classes, map(int, self.counts), strict=True))
-        return SplitInfo(self.num_images, per_class, len(self.patients), self.files, self.row_groups)
+        return SplitInfo(
+            self.num_images, per_class, len(self.patients), self.files, self.row_groups, self.num_unlabelled
+        )
 
     def abandon(self) -> None:
         if self.writer is not None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cluster.errors import UserError
 from vaegan.images import encode_png
-from vaegan.importers import ImportConfig
+from vaegan.importers import ImportConfig, open_source
 from vaegan.importers.folder import files_below, open_folder
 
 
@@ -149,3 +149,25 @@ def test_as_many_records_as_promised_in_the_same_order_each_time(tmp_path):
 def test_files_below_leaves_hidden_ones_out_and_is_sorted(tmp_path):
     tree(tmp_path, ["b/2.png", "b/.x/1.png", "a.png", "b/10.png", ".y.png"])
     assert files_below(tmp_path) == ["a.png", "b/10.png", "b/2.png"]
+
+
+def test_a_folder_of_unlabelled_images_may_lie_beside_the_splits_and_no_other_may(tmp_path):
+    tree(tmp_path, ["train/A/1.png", "test/B/2.png", "unknown/3.png"])
+    with pytest.raises(UserError, match="name it with --unlabelled"):
+        opened(tmp_path)
+    source = open_source(ImportConfig(images=tmp_path, unlabelled=("unknown",)), "folder")
+    assert source.classes == ("A", "B")
+    assert [(r.split, r.labels, r.problem) for r in source.records()] == [
+        ("test", ("B",), None), ("train", ("A",), None), (None, None, None),
+    ]  # fmt: skip
+
+
+def test_a_class_that_is_none_leaves_its_images_without_a_label_in_their_splits(tmp_path):
+    tree(tmp_path, ["train/A/1.png", "train/todo/2.png", "test/B/3.png"])
+    source = open_source(ImportConfig(images=tmp_path, unlabelled=("todo",)), "folder")
+    assert source.classes == ("A", "B")
+    assert {r.image_id: (r.split, r.labels) for r in source.records()}["2"] == ("train", None)
+    with pytest.raises(UserError, match=r"--unlabelled is 'other', .* has no such class or folder: found A, B, todo"):
+        open_source(ImportConfig(images=tmp_path, unlabelled=("other",)), "folder")
+    with pytest.raises(UserError, match="names all classes"):
+        open_source(ImportConfig(images=tmp_path, unlabelled=("A", "B", "todo")), "folder")

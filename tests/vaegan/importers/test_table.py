@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cluster.errors import UserError
+from vaegan.importers import open_source
 from vaegan.importers.base import ColumnsConfig, ImportConfig
 from vaegan.importers.labels import LINE_BREAK
 from vaegan.importers.table import FORMAT
@@ -316,3 +317,29 @@ def test_parquet_values_become_the_strings_that_csv_would_have(tmp_path):
         {"int": "7", "float": "7", "real": "0.5", "bool": "true", "category": "x", "hot": ["1", "0"]},
         {"int": None, "float": None, "real": None, "bool": None, "category": None, "hot": None},
     ]
+
+
+def kept(tmp_path, text, images=("a.png", "b.png"), **settings):
+    """Labels and problems of a table's rows, with --keep-unlabelled."""
+    tree(tmp_path, images)
+    (tmp_path / "labels.csv").write_text(text)
+    source = open_source(ImportConfig(images=tmp_path / "labels.csv", keep_unlabelled=True, **settings))
+    return [(r.labels, r.problem) for r in source.records()]
+
+
+def test_a_blank_label_is_rejected_or_where_asked_for_an_image_that_nobody_labelled(tmp_path):
+    text = "path,label\na.png,A\nb.png,\n"
+    assert [problem for _, _, problem in listed(table(tmp_path, text))] == [None, "no label"]
+    assert kept(tmp_path, text) == [(("A",), None), (None, None)]
+
+
+def test_a_row_of_findings_that_are_all_blank_has_no_label_and_one_of_zeros_no_finding(tmp_path):
+    text = "path,mass,scar\na.png,1,\nb.png,,\nc.png,0,0\n"
+    columns = ColumnsConfig(findings=("mass", "scar"))
+    found = kept(tmp_path, text, ("a.png", "b.png", "c.png"), columns=columns)
+    assert found == [(("mass",), None), (None, None), ((), None)]
+
+
+def test_a_label_that_makes_no_sense_stays_a_problem_though_blanks_are_kept(tmp_path):
+    text = "path,label,split\na.png,A,train\nb.png,,nowhere\n"
+    assert kept(tmp_path, text) == [(("A",), None), (None, "unknown split 'nowhere'")]

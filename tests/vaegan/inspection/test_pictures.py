@@ -176,6 +176,7 @@ def rows_with(looks, labels, splits=("train",), split=None):
     return Rows(
         splits=splits, classes=tuple("abc"[: labels.shape[1]]),
         split=np.zeros(count, np.int8) if split is None else split, labels=labels,
+        labelled=np.ones(count, bool),
         synthetic=np.zeros(count, bool), patient_id=names, image_id=names,
         pixel_hash=np.zeros(count, "S64"), perceptual_hash=np.zeros(0, np.uint64),
         thumbnails=np.zeros((0, 32, 32), np.uint8), looks=looks.astype(np.float32),

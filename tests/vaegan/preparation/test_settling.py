@@ -20,17 +20,20 @@ def config(**changes):
     return PrepareConfig(out=Path("nowhere"), **changes)
 
 
-def rows(patients, films=None, groups=None, split=None, labels=None, seed=0):
+def rows(patients, films=None, groups=None, split=None, labels=None, labelled=None, seed=0):
     """Rows without files; equal numbers in `films` are exact copies, and no two others are alike."""
     n, rng = len(patients), np.random.default_rng(seed)
     films = np.arange(n) if films is None else np.asarray(films)
     looks = rng.integers(0, 256, (films.max() + 1, 32, 32), dtype=np.uint8)
+    labels = np.eye(3, dtype=np.uint8)[np.arange(n) % 3] if labels is None else labels
+    labelled = np.ones(n, dtype=bool) if labelled is None else np.asarray(labelled)
     return Rows(
         image_id=pa.array([f"i{k}" for k in range(n)]),
         patient_id=pa.array([f"p{p}" for p in patients]),
         patients=np.unique(patients, return_inverse=True)[1],
         groups=None if groups is None else np.asarray(groups, dtype=np.int64),
-        labels=np.eye(3, dtype=np.uint8)[np.arange(n) % 3] if labels is None else labels,
+        labels=labels * labelled[:, None],
+        labelled=labelled,
         source_split=np.full(n, NO_SPLIT) if split is None else np.asarray(split, dtype=np.int64),
         pixel_hashes=[bytes([f % 256, f // 256]) for f in films.tolist()],
         hashes=rng.integers(0, 2**63, films.max() + 1, dtype=np.uint64)[films],
@@ -51,8 +54,8 @@ def together(found, *ties):
 
 
 def told_why(error):
-    """The two things that can be wrong with a random cohort."""
-    assert "too few" in str(error) or "no training images" in str(error)
+    """The three things that can be wrong with a random cohort."""
+    assert any(why in str(error) for why in ("too few", "no training images", "no training image has a label"))
 
 
 numbers = st.integers(0, 11)
@@ -67,6 +70,7 @@ def cohorts(draw):
         "films": np.where(np.array(column(st.booleans())), np.arange(n) + 12, column(numbers)),
         "groups": column(st.integers(0, n)) if draw(st.booleans()) else None,
         "split": column(st.sampled_from([0, 0, 0, 1, 2])) if draw(st.booleans()) else None,
+        "labelled": column(st.sampled_from([True, True, False])) if draw(st.booleans()) else None,
     }
 
 

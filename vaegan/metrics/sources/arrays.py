@@ -18,7 +18,8 @@ def source_of(images: Images, name: str = "images in memory", classes: Sequence[
     """Rows of a dataset that are in memory already."""
     names = tuple(classes) or tuple(map(str, range(images.labels.shape[1])))
     blocks = _array_blocks(images.pixels)
-    return ImageSource(name, _shape(images.pixels), blocks, images.labels, names, images.patient_id, images.image_id)
+    ids = (images.patient_id, images.image_id)
+    return ImageSource(name, _shape(images.pixels), blocks, images.labels, names, *ids, images.labelled)
 
 
 def array_source(path: Path, split: str | None = None) -> ImageSource:

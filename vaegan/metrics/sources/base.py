@@ -32,12 +32,15 @@ class ImageSource:
     """(H, W, C), C 1 or 3, the same for all."""
     blocks: tuple[Block, ...]
     labels: np.ndarray
-    """uint8 (N, K), multi-hot; K is 0 where there are no classes, a row of zeros an image without a known class."""
+    """uint8 (N, K), multi-hot; K is 0 where there are no classes, a row of zeros an image without a known class, or one
+    that nobody labelled: see `has_label`."""
     classes: tuple[str, ...]
     patient_id: np.ndarray
     """str (N,); "" where the patient is not known."""
     image_id: np.ndarray
     """str (N,)."""
+    labelled: np.ndarray | None = None
+    """Whether somebody labelled an image, bool (N,); None where all are."""
     rejected: tuple[tuple[str, str], ...] = ()
     """Name and reason of each file that is no readable image; these are not among the N."""
 
@@ -45,11 +48,18 @@ class ImageSource:
         return len(self.image_id)
 
     @property
+    def has_label(self) -> np.ndarray:
+        """`labelled` as an array in any case, bool (N,)."""
+        return np.ones(len(self), dtype=bool) if self.labelled is None else self.labelled
+
+    @property
     def sha256(self) -> str:
         """Hash of images, labels and patients: of all that a metric may depend on."""
         digest = hashlib.sha256(f"{self.shape} {self.classes} {[block.sha256 for block in self.blocks]}".encode())
         digest.update(np.ascontiguousarray(self.labels).data)
         digest.update("\n".join(map(str, self.patient_id)).encode())
+        if self.labelled is not None:
+            digest.update(self.labelled.tobytes())
         return digest.hexdigest()
 
     @property
@@ -70,7 +80,8 @@ class ImageSource:
     def images(self, rows: np.ndarray) -> Images:
         """Some images with what is known of them, in memory."""
         patients, names = list(self.patient_id[rows]), list(self.image_id[rows])
-        return Images.real(self.pixels(rows), self.labels[rows], patients, names)
+        images = Images.real(self.pixels(rows), self.labels[rows], patients, names)
+        return images if self.labelled is None else replace(images, labelled=self.labelled[rows])
 
     def resized(self, size: int | None) -> ImageSource:
         """The same images as squares of `size` pixels: the centre, antialiased. None, or that size, changes nothing."""

@@ -13,7 +13,7 @@ from cluster.errors import UserError
 from cluster.storage import text_sha256
 from vaegan.metrics.sources.base import ImageSource
 from vaegan.metrics.sources.blocks import Block, DatasetBlock, Shape, block_size
-from vaegan.shards import labels_of, locate, read_manifest, readable, split_info
+from vaegan.shards import labelled_of, labels_of, locate, read_manifest, readable, split_info
 
 
 def dataset_source(path: Path, split: str | None = None) -> ImageSource:
@@ -27,11 +27,13 @@ def dataset_source(path: Path, split: str | None = None) -> ImageSource:
     for name, sha256 in files.items():
         file = locate(path, name, sha256)
         with readable(file):
-            tables.append(pq.read_table(file, columns=["labels", "patient_id", "image_id"]))
+            marked = ["labelled"] if "labelled" in pq.read_schema(file).names else []
+            tables.append(pq.read_table(file, columns=["labels", "patient_id", "image_id", *marked]))
             blocks += _group_blocks(file, sha256, shape)
     if not tables:
         raise UserError(f"{path} has no images: expected a split with some; prepare the dataset again")
     table = pa.concat_tables(tables)
+    labelled = labelled_of(table)
     return ImageSource(
         name=str(path) if split is None else f"{path} ({split})",
         shape=shape,
@@ -40,6 +42,7 @@ def dataset_source(path: Path, split: str | None = None) -> ImageSource:
         classes=manifest.classes,
         patient_id=np.array([patient or "" for patient in table.column("patient_id").to_pylist()], dtype=object),
         image_id=np.array(table.column("image_id").to_pylist(), dtype=object),
+        labelled=None if labelled.all() else labelled,
     )
 
 
