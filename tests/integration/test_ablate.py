@@ -12,13 +12,13 @@ import pytest
 
 from cluster.errors import UserError
 from downstream.ablate import main
-from downstream.arms import nested_subset
 from downstream.plan import AblateConfig
 from downstream.scores import METRICS, score
 from downstream.study import absolute, prepare
 from vaegan.images import pixel_hash
 from vaegan.phantom import PhantomConfig, phantom
 from vaegan.shards import DatasetWriter, read_manifest, read_split
+from vaegan.splits import nested_subset
 
 pytestmark = pytest.mark.integration
 
